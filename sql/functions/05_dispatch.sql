@@ -1,0 +1,44 @@
+-- Creates a waiting task and returns its id. It is part of the caller's
+-- transaction: rolled back, there is no task and no wake-up.
+--
+-- The place locks make the positions of conflicting tasks follow commit order:
+-- who needs a resource that another open dispatch needs too (one of the two
+-- exclusively) draws its position after that transaction has ended. So whoever
+-- sees a task sees every earlier task that conflicts with it, and the guard
+-- of a start (claim_task) can trust any snapshot.
+CREATE OR REPLACE FUNCTION millhand.dispatch(
+    name      text,
+    args      jsonb  DEFAULT '{}',
+    exclusive text[] DEFAULT '{}',
+    shared    text[] DEFAULT '{}'
+) RETURNS bigint
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    task_id bigint;
+    task_args jsonb := coalesce(dispatch.args, '{}');
+    task_exclusive text[] := coalesce(dispatch.exclusive, '{}');
+    task_shared text[] := coalesce(dispatch.shared, '{}');
+BEGIN
+    PERFORM millhand.check_task(dispatch.name, task_args, task_exclusive, task_shared);
+    -- First of all locks, and before the bell is looked at: see next_task.
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    -- Most tasks name one resource or none: nothing to fold, nothing to sort.
+    IF cardinality(task_exclusive) + cardinality(task_shared) > 1 THEN
+        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_exclusive
+          FROM unnest(task_exclusive) AS r;
+        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_shared
+          FROM unnest(task_shared) AS r WHERE r <> ALL (task_exclusive);
+        PERFORM millhand.lock_places(task_exclusive, task_shared);
+    ELSIF cardinality(task_exclusive) = 1 THEN
+        PERFORM pg_advisory_xact_lock(millhand.place_lock(task_exclusive[array_lower(task_exclusive, 1)]));
+    ELSIF cardinality(task_shared) = 1 THEN
+        PERFORM pg_advisory_xact_lock_shared(millhand.place_lock(task_shared[array_lower(task_shared, 1)]));
+    END IF;
+    INSERT INTO millhand.task (name, args, exclusive, shared, position)
+    VALUES (dispatch.name, task_args, task_exclusive, task_shared, nextval('millhand.task_position'))
+    RETURNING id INTO task_id;
+    PERFORM millhand.ring();
+    RETURN task_id;
+END
+$$;

@@ -1,0 +1,53 @@
+-- Creates many waiting tasks at once, in the order given, and returns their
+-- ids in that order. `tasks` is a JSON array of objects with the keys name,
+-- args, exclusive and shared; all but name may be missing.
+CREATE OR REPLACE FUNCTION millhand.dispatch_many(tasks jsonb) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    all_exclusive text[];
+    all_shared text[];
+    unknown text;
+BEGIN
+    IF jsonb_typeof(tasks) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'expected a JSON array of tasks' USING ERRCODE = 'check_violation';
+    END IF;
+    SELECT key INTO unknown
+      FROM jsonb_array_elements(tasks) AS task, jsonb_object_keys(task) AS key
+     WHERE key NOT IN ('name', 'args', 'exclusive', 'shared') LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'unknown key `%` in a task; known are name, args, exclusive and shared', unknown
+            USING ERRCODE = 'check_violation';
+    END IF;
+    PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
+       FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[]);
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    SELECT array_agg(DISTINCT r) FILTER (WHERE wanted.exclusive),
+           array_agg(DISTINCT r) FILTER (WHERE NOT wanted.exclusive)
+      INTO all_exclusive, all_shared
+      FROM jsonb_to_recordset(tasks) AS t(exclusive text[], shared text[])
+     CROSS JOIN LATERAL (SELECT r, true AS exclusive FROM unnest(t.exclusive) AS r
+                          UNION ALL SELECT r, false FROM unnest(t.shared) AS r) AS wanted;
+    PERFORM millhand.lock_places(coalesce(all_exclusive, '{}'), coalesce(all_shared, '{}'));
+    -- The sort stands in a subquery, so that ids and positions are drawn in
+    -- the order of the array.
+    RETURN QUERY
+        INSERT INTO millhand.task (name, args, exclusive, shared, position)
+        SELECT t.name, t.args, t.exclusive, t.shared, nextval('millhand.task_position')
+          FROM (SELECT given.name, coalesce(given.args, '{}') AS args, folded.exclusive, folded.shared
+                  FROM ROWS FROM (jsonb_to_recordset(tasks)
+                                  AS (name text, args jsonb, exclusive text[], shared text[]))
+                       WITH ORDINALITY AS given(name, args, exclusive, shared, number)
+                 CROSS JOIN LATERAL
+                       (SELECT coalesce(array_agg(DISTINCT r), '{}') AS exclusive
+                          FROM unnest(given.exclusive) AS r) AS e
+                 CROSS JOIN LATERAL
+                       (SELECT e.exclusive,
+                               coalesce(array_agg(DISTINCT r), '{}') AS shared
+                          FROM unnest(given.shared) AS r
+                         WHERE r <> ALL (e.exclusive)) AS folded
+                 ORDER BY given.number) AS t
+        RETURNING id;
+    PERFORM millhand.ring();
+END
+$$;

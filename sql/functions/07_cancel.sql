@@ -1,0 +1,35 @@
+-- Cancels a task and returns the state that it is in then; null if there is
+-- no such task. It is part of the caller's transaction.
+--
+-- What has not started is canceled at once. What runs becomes `canceling`, is
+-- told to its worker, and ends when the worker has stopped it. A final task
+-- keeps its state. The two updates alternate until one of them hits, because
+-- a worker may start or end the task between them; a task goes through each
+-- state once, so this ends.
+CREATE OR REPLACE FUNCTION millhand.cancel(id bigint) RETURNS text
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    found_state text;
+BEGIN
+    LOOP
+        UPDATE millhand.task SET state = 'canceled', finished_at = clock_timestamp()
+         WHERE id = cancel.id AND state IN ('scheduled', 'waiting');
+        IF FOUND THEN
+            -- Tasks behind it may be free now.
+            PERFORM millhand.ring();
+            RETURN 'canceled';
+        END IF;
+        UPDATE millhand.task SET state = 'canceling'
+         WHERE id = cancel.id AND state = 'running';
+        IF FOUND THEN
+            PERFORM pg_notify('millhand_cancel', cancel.id::text);
+            RETURN 'canceling';
+        END IF;
+        SELECT state INTO found_state FROM millhand.task WHERE id = cancel.id;
+        IF NOT FOUND OR found_state NOT IN ('scheduled', 'waiting', 'running') THEN
+            RETURN found_state;
+        END IF;
+    END LOOP;
+END
+$$;

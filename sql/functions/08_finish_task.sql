@@ -1,0 +1,39 @@
+-- Ends a task that this worker owns and returns its final state; null if the
+-- worker does not own it any more (nothing is written then).
+-- A task that somebody asked to cancel ends `canceled`, however its handler
+-- ended.
+CREATE OR REPLACE FUNCTION millhand.finish_task(
+    worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text
+) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    ended record;
+    resource text;
+BEGIN
+    UPDATE millhand.task
+       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE outcome END,
+           result = CASE state WHEN 'canceling' THEN NULL ELSE task_result END,
+           error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
+           log = task_log, owner = NULL, finished_at = clock_timestamp()
+     WHERE id = task_id AND owner = worker_id AND state IN ('running', 'canceling')
+    RETURNING state, exclusive, shared INTO ended;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- Locks must outlive the commit of the final state, and not by a moment
+    -- more. The session holds them; asking again for the transaction is free,
+    -- and lets the session let go: Postgres then releases them right after
+    -- the commit has become visible.
+    PERFORM pg_advisory_xact_lock(millhand.task_lock(task_id));
+    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+    FOREACH resource IN ARRAY ended.exclusive LOOP
+        PERFORM pg_advisory_xact_lock(millhand.resource_lock(resource));
+        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+    END LOOP;
+    FOREACH resource IN ARRAY ended.shared LOOP
+        PERFORM pg_advisory_xact_lock_shared(millhand.resource_lock(resource));
+        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+    END LOOP;
+    RETURN ended.state;
+END
+$$;

@@ -1,0 +1,1 @@
+SELECT millhand.cancel($1::bigint)

@@ -1,0 +1,1 @@
+SELECT * FROM millhand.dispatch_many($1::jsonb)

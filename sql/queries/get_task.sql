@@ -1,0 +1,5 @@
+-- One task by its id ($1); all but its log, which may be long.
+SELECT id, name, state, position, exclusive, shared, args, worker, fence, attempt,
+       progress, result, error, created_at, started_at, finished_at
+  FROM millhand.task
+ WHERE id = $1::bigint

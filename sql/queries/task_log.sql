@@ -1,0 +1,1 @@
+SELECT log FROM millhand.task WHERE id = $1::bigint

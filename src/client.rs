@@ -1,0 +1,113 @@
+//! Dispatch, cancel and read tasks, on any `postgres` client or transaction.
+//!
+//! What happens inside a transaction is part of it: rolled back, there is no
+//! task, no cancel and no wake-up.
+
+use postgres::GenericClient;
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::task::{NewTask, Task, TaskId, TaskState};
+
+/// Creates a waiting task and returns its id.
+pub fn dispatch(client: &mut impl GenericClient, task: &NewTask) -> Result<TaskId, Error> {
+    let row = client
+        .query_one(
+            include_str!("../sql/queries/dispatch.sql"),
+            &[&task.name, &task.args, &task.exclusive, &task.shared],
+        )
+        .map_err(|error| {
+            Error::postgres(&format!("could not dispatch a task `{}`", short(&task.name)), error)
+        })?;
+    Ok(TaskId(row.get(0)))
+}
+
+/// Creates many waiting tasks in one statement, in the order given, and
+/// returns their ids in that order. All or none are created.
+pub fn dispatch_many(
+    client: &mut impl GenericClient,
+    tasks: &[NewTask],
+) -> Result<Vec<TaskId>, Error> {
+    let array = serde_json::to_value(tasks).map_err(|error| Error::Bug {
+        doing: "could not write tasks as JSON".to_owned(),
+        source: error.into(),
+    })?;
+    let rows = client
+        .query(include_str!("../sql/queries/dispatch_many.sql"), &[&array])
+        .map_err(|error| Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error))?;
+    Ok(rows.iter().map(|row| TaskId(row.get(0))).collect())
+}
+
+/// Cancels a task and returns its state then: `canceled` if it had not
+/// started, `canceling` while its worker stops it, or the final state that it
+/// had reached before.
+pub fn cancel(client: &mut impl GenericClient, id: TaskId) -> Result<TaskState, Error> {
+    let row = client
+        .query_one(include_str!("../sql/queries/cancel.sql"), &[&id.0])
+        .map_err(|error| Error::postgres(&format!("could not cancel task {id}"), error))?;
+    match row.get::<_, Option<&str>>(0) {
+        Some(state) => Ok(state.parse().expect("the table's CHECK knows the same states")),
+        None => Err(not_found(id)),
+    }
+}
+
+/// Reads one task.
+pub fn get_task(client: &mut impl GenericClient, id: TaskId) -> Result<Task, Error> {
+    let doing = format!("could not read task {id}");
+    let row = client
+        .query_opt(include_str!("../sql/queries/get_task.sql"), &[&id.0])
+        .map_err(|error| Error::postgres(&doing, error))?
+        .ok_or_else(|| not_found(id))?;
+    Task::from_row(&row).map_err(|error| Error::Bug { doing, source: error.into() })
+}
+
+/// The newest `limit` tasks, newest first, of these states (all if empty) and
+/// of this name (any if none).
+pub fn list_tasks(
+    client: &mut impl GenericClient,
+    states: &[TaskState],
+    name: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Task>, Error> {
+    let doing = "could not list tasks";
+    let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+    client
+        .query(include_str!("../sql/queries/list_tasks.sql"), &[&states, &name, &limit])
+        .map_err(|error| Error::postgres(doing, error))?
+        .iter()
+        .map(Task::from_row)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Error::Bug { doing: doing.to_owned(), source: error.into() })
+}
+
+/// The last 64 KiB of what a task's command wrote to stderr; empty while it
+/// runs and for handlers that are functions.
+pub fn task_log(client: &mut impl GenericClient, id: TaskId) -> Result<String, Error> {
+    let row = client
+        .query_opt(include_str!("../sql/queries/task_log.sql"), &[&id.0])
+        .map_err(|error| Error::postgres(&format!("could not read the log of task {id}"), error))?
+        .ok_or_else(|| not_found(id))?;
+    Ok(row.get::<_, Option<String>>(0).unwrap_or_default())
+}
+
+/// Replaces the progress of a running task that `worker` owns; nothing happens
+/// if it does not.
+pub(crate) fn set_progress(
+    client: &mut impl GenericClient,
+    worker: i64,
+    id: TaskId,
+    progress: &Value,
+) -> Result<(), Error> {
+    client
+        .execute(include_str!("../sql/queries/set_progress.sql"), &[&id.0, &worker, progress])
+        .map_err(|error| Error::postgres(&format!("could not store the progress of task {id}"), error))?;
+    Ok(())
+}
+
+fn not_found(id: TaskId) -> Error {
+    Error::NotFound(format!("there is no task {id}"))
+}
+
+fn short(name: &str) -> String {
+    name.chars().take(100).collect()
+}

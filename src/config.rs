@@ -1,0 +1,217 @@
+//! Every setting: file < `MILLHAND_*` environment < flags, checked once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::Error;
+
+/// The settings of a program that uses millhand.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// A Postgres URL, as psql takes it. May hold a password: never print it.
+    pub database_url: Option<String>,
+    /// A Redis URL. May hold a password: never print it.
+    pub redis_url: Option<String>,
+    /// Which locks a worker uses.
+    pub worker_type: WorkerType,
+    /// Worker threads of a process; each runs one task at a time.
+    pub threads: usize,
+    /// A worker that could not renew its row for this long counts as missing.
+    #[serde(with = "humantime_serde")]
+    pub ttl: Duration,
+    /// How long running tasks may go on after SIGINT.
+    #[serde(with = "humantime_serde")]
+    pub task_grace_interval: Duration,
+    /// How long running tasks may go on after SIGTERM; for ever if unset.
+    #[serde(with = "humantime_serde")]
+    pub stop_after: Option<Duration>,
+    /// How long a canceled command may take from SIGTERM to its end.
+    #[serde(with = "humantime_serde")]
+    pub cancel_grace_interval: Duration,
+    /// Worker names; knows `{pid}`, `{hostname}`, `{fqdn}` and `{thread}`.
+    pub name_template: String,
+    /// Where tasks' working directories are made; the system's default if unset.
+    pub working_directory: Option<PathBuf>,
+    /// Command handlers, by the name of the tasks they run.
+    pub handlers: BTreeMap<String, CommandHandler>,
+}
+
+/// A command that runs the tasks of one name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandHandler {
+    /// Program and arguments; `{field}` stands for a field of the task's args.
+    /// A relative program with a slash is looked up from the config file's
+    /// folder.
+    pub command: Vec<String>,
+}
+
+/// Which locks a worker uses, and how it finds tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerType {
+    /// Postgres session advisory locks on the thread's own connection.
+    Postgres,
+}
+
+impl WorkerType {
+    /// The name, as in the configuration and the table.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkerType::Postgres => "postgres",
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            database_url: None,
+            redis_url: None,
+            worker_type: WorkerType::Postgres,
+            threads: 1,
+            ttl: Duration::from_secs(30),
+            task_grace_interval: Duration::from_secs(600),
+            stop_after: None,
+            cancel_grace_interval: Duration::from_secs(5),
+            name_template: "{pid}@{hostname}/{thread}".to_owned(),
+            working_directory: None,
+            handlers: BTreeMap::new(),
+        }
+    }
+}
+
+/// Each key of the file but `handlers`, with the variable that overrides it.
+const SETTINGS: [(&str, &str); 10] = [
+    ("database_url", "MILLHAND_DATABASE_URL"),
+    ("redis_url", "MILLHAND_REDIS_URL"),
+    ("worker_type", "MILLHAND_WORKER_TYPE"),
+    ("threads", "MILLHAND_THREADS"),
+    ("ttl", "MILLHAND_TTL"),
+    ("task_grace_interval", "MILLHAND_TASK_GRACE_INTERVAL"),
+    ("stop_after", "MILLHAND_STOP_AFTER"),
+    ("cancel_grace_interval", "MILLHAND_CANCEL_GRACE_INTERVAL"),
+    ("name_template", "MILLHAND_NAME_TEMPLATE"),
+    ("working_directory", "MILLHAND_WORKING_DIRECTORY"),
+];
+
+/// Where a config file is looked for if none is named.
+const DEFAULT_FILES: [&str; 2] = ["millhand.toml", "/etc/millhand/millhand.toml"];
+
+impl Config {
+    /// Reads the config file (the one named, or the first default that exists)
+    /// and lets the environment override it.
+    pub fn load(named_file: Option<&Path>) -> Result<Config, Error> {
+        let file = match named_file {
+            Some(path) => Some(path.to_owned()),
+            None => DEFAULT_FILES.map(PathBuf::from).into_iter().find(|path| path.exists()),
+        };
+        let mut table = toml::Table::new();
+        if let Some(path) = &file {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Error::Config(format!("could not read config file {}: {error}", path.display()))
+            })?;
+            table = text.parse().map_err(|error: toml::de::Error| {
+                Error::Config(format!(
+                    "{}: {}",
+                    path.display(),
+                    error.to_string().replace('\n', " ").trim_end()
+                ))
+            })?;
+            check_keys(path, &table)?;
+        }
+        let mut sources: BTreeMap<&str, String> = BTreeMap::new();
+        for (key, variable) in SETTINGS {
+            let Ok(value) = std::env::var(variable) else { continue };
+            let value = match key {
+                "threads" => value.parse().map(toml::Value::Integer).unwrap_or(value.into()),
+                _ => toml::Value::String(value),
+            };
+            table.insert(key.to_owned(), value);
+            sources.insert(key, variable.to_owned());
+        }
+        // One key at a time, so that an error names what it is about.
+        let mut config = Config::default();
+        let file_name = file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        for (key, value) in table.clone() {
+            let single = toml::Table::from_iter([(key.clone(), value)]);
+            if let Err(error) = Config::deserialize(single) {
+                let place = sources.get(key.as_str()).cloned().unwrap_or(format!("{file_name}: {key}"));
+                let reason = error.message().replace('\n', " ");
+                return Err(Error::Config(format!("{place}: {reason}")));
+            }
+        }
+        if !table.is_empty() {
+            config = Config::deserialize(table)
+                .map_err(|error| Error::Config(error.message().to_owned()))?;
+        }
+        if let Some(folder) = file.as_deref().and_then(Path::parent) {
+            config.resolve_programs(folder);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What must hold between values, after flags have been applied too.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.threads == 0 || self.threads > 1000 {
+            return Err(Error::Config(format!(
+                "threads is {}, expected 1 to 1000",
+                self.threads
+            )));
+        }
+        if self.ttl < Duration::from_secs(1) {
+            return Err(Error::Config("ttl must be at least 1s".to_owned()));
+        }
+        for (name, handler) in &self.handlers {
+            if handler.command.is_empty() || handler.command[0].is_empty() {
+                return Err(Error::Config(format!("handler `{name}` has an empty command")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The database's URL, or what to do without one.
+    pub fn database_url(&self) -> Result<&str, Error> {
+        self.database_url.as_deref().ok_or_else(|| {
+            Error::Config(
+                "no database is named; set MILLHAND_DATABASE_URL, or `database_url` in \
+                 millhand.toml, or try `millhand dev -- COMMAND`"
+                    .to_owned(),
+            )
+        })
+    }
+
+    fn resolve_programs(&mut self, folder: &Path) {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        for handler in self.handlers.values_mut() {
+            let Some(program) = handler.command.first_mut() else { continue };
+            if program.contains('/') && !program.starts_with('/') {
+                *program = folder.join(&program).display().to_string();
+            }
+        }
+    }
+}
+
+fn check_keys(path: &Path, table: &toml::Table) -> Result<(), Error> {
+    for key in table.keys() {
+        let known = SETTINGS.iter().map(|(key, _)| *key).chain(["handlers"]);
+        if known.clone().any(|known| known == key) {
+            continue;
+        }
+        let nearest = known.max_by(|a, b| {
+            strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
+        });
+        return Err(Error::Config(format!(
+            "{}: unknown key `{key}`; did you mean `{}`?",
+            path.display(),
+            nearest.unwrap_or_default()
+        )));
+    }
+    Ok(())
+}

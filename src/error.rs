@@ -1,0 +1,110 @@
+//! The one error type, split by what the caller does next, and the one place
+//! that decides exit codes.
+
+use std::error::Error as StdError;
+
+/// What went wrong, by what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The input, a flag or the configuration is wrong: fix it.
+    #[error("{0}")]
+    Config(String),
+    /// The database's schema is missing, elder or newer than this program.
+    #[error("{0}")]
+    Schema(String),
+    /// A server is not reachable or the connection to it was lost: try again.
+    #[error("{doing}")]
+    Unavailable {
+        /// What was being done, as in "could not reach Postgres".
+        doing: String,
+        /// What the server or the system said.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The task is not in the expected state, or a check failed.
+    #[error("{0}")]
+    Conflict(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// A broken invariant: a bug of millhand, or a table changed by hand.
+    #[error("{doing}")]
+    Bug {
+        /// What was being done.
+        doing: String,
+        /// What came back instead of an answer.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+impl Error {
+    /// The exit code of a program that ends with this error: 1 conflict or not
+    /// found, 2 configuration or schema, 70 a bug, 75 not reachable (the last
+    /// two as in sysexits.h).
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Conflict(_) | Error::NotFound(_) => 1,
+            Error::Config(_) | Error::Schema(_) => 2,
+            Error::Bug { .. } => 70,
+            Error::Unavailable { .. } => 75,
+        }
+    }
+
+    /// Turns an error of the Postgres client into ours: connection trouble is
+    /// `Unavailable`, refused values are `Config`, a missing table is `Schema`,
+    /// anything else a `Bug`.
+    #[must_use]
+    pub fn postgres(doing: &str, error: postgres::Error) -> Error {
+        use postgres::error::SqlState;
+        let Some(db) = error.as_db_error() else {
+            return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+        };
+        let code = db.code();
+        // Class 08 connection, 57P shutdown of the server or the session, 53
+        // out of connections, memory or disk: all pass with time.
+        if ["08", "57P", "53"].iter().any(|class| code.code().starts_with(class)) {
+            return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+        }
+        if *code == SqlState::CHECK_VIOLATION || code.code().starts_with("22") {
+            return Error::Config(db.message().to_owned());
+        }
+        if code.code().starts_with("28") || *code == SqlState::UNDEFINED_DATABASE {
+            return Error::Config(format!("{doing}: {}", db.message()));
+        }
+        if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_FUNCTION]
+            .contains(code)
+        {
+            return Error::Schema(format!(
+                "the database has no millhand tables of this version ({}); run `millhand migrate`",
+                db.message()
+            ));
+        }
+        if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+            return Error::Config(format!("{doing}: {}; grant it to this role", db.message()));
+        }
+        Error::Bug { doing: doing.to_owned(), source: error.into() }
+    }
+
+    /// Whether the connection that said this is of no more use.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Error::Unavailable { .. })
+    }
+}
+
+/// The error and its causes on one line, each said once.
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}

@@ -1,0 +1,119 @@
+//! Brings a database's schema up to what this program knows.
+//!
+//! Migrations are numbered and only go forward. The functions in
+//! `sql/functions` belong to the newest migration and are replaced with it, so
+//! whoever changes one adds a migration.
+
+use postgres::Client;
+
+use crate::error::Error;
+
+/// The migrations, in order; the number of the last is the schema's version.
+const MIGRATIONS: [(i32, &str, &str); 1] =
+    [(1, "initial", include_str!("../sql/migrations/0001_initial.sql"))];
+
+const FUNCTIONS: [&str; 11] = [
+    include_str!("../sql/functions/01_lock_keys.sql"),
+    include_str!("../sql/functions/02_ring.sql"),
+    include_str!("../sql/functions/03_places.sql"),
+    include_str!("../sql/functions/04_check_task.sql"),
+    include_str!("../sql/functions/05_dispatch.sql"),
+    include_str!("../sql/functions/06_dispatch_many.sql"),
+    include_str!("../sql/functions/07_cancel.sql"),
+    include_str!("../sql/functions/08_finish_task.sql"),
+    include_str!("../sql/functions/09_locks.sql"),
+    include_str!("../sql/functions/10_claim_task.sql"),
+    include_str!("../sql/functions/11_next_task.sql"),
+];
+
+/// Held by whoever migrates. Never change it.
+const MIGRATION_LOCK: i64 = 7_300_000_001;
+
+/// The schema version that this program knows.
+#[must_use]
+pub fn known_version() -> i32 {
+    MIGRATIONS[MIGRATIONS.len() - 1].0
+}
+
+/// The database's schema version; 0 if there is none.
+pub fn current_version(client: &mut Client) -> Result<i32, Error> {
+    let doing = "could not read the schema's version";
+    let exists: bool = client
+        .query_one("SELECT to_regclass('millhand.migration') IS NOT NULL", &[])
+        .map_err(|error| Error::postgres(doing, error))?
+        .get(0);
+    if !exists {
+        return Ok(0);
+    }
+    let row = client
+        .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
+        .map_err(|error| Error::postgres(doing, error))?;
+    Ok(row.get(0))
+}
+
+/// Fails unless the database has exactly the schema that this program knows.
+pub fn check(client: &mut Client) -> Result<(), Error> {
+    let current = current_version(client)?;
+    let known = known_version();
+    if current > known {
+        return Err(newer(current));
+    }
+    if current < known {
+        return Err(Error::Schema(format!(
+            "the database has schema version {current}, this program needs {known}; \
+             run `millhand migrate`"
+        )));
+    }
+    Ok(())
+}
+
+/// Applies what is missing, one transaction for each migration, and returns
+/// the versions applied. Many may do so at once: one at a time works, the
+/// others find nothing left to do.
+pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
+    let doing = "could not migrate";
+    let fail = |error| Error::postgres(doing, error);
+    let mut applied = Vec::new();
+    for (index, (version, name, sql)) in MIGRATIONS.into_iter().enumerate() {
+        let mut transaction = client.transaction().map_err(fail)?;
+        transaction
+            .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
+            .map_err(fail)?;
+        transaction
+            .batch_execute(include_str!("../sql/migrations/bootstrap.sql"))
+            .map_err(fail)?;
+        let current: i32 = transaction
+            .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
+            .map_err(fail)?
+            .get(0);
+        if current > known_version() {
+            return Err(newer(current));
+        }
+        if current >= version {
+            continue;
+        }
+        transaction.batch_execute(sql).map_err(fail)?;
+        if index == MIGRATIONS.len() - 1 {
+            for function in FUNCTIONS {
+                transaction.batch_execute(function).map_err(fail)?;
+            }
+        }
+        transaction
+            .execute(
+                "INSERT INTO millhand.migration (version, name) VALUES ($1, $2)",
+                &[&version, &name],
+            )
+            .map_err(fail)?;
+        transaction.commit().map_err(fail)?;
+        applied.push(version);
+    }
+    Ok(applied)
+}
+
+fn newer(current: i32) -> Error {
+    Error::Schema(format!(
+        "the database has schema version {current}, newer than this program knows ({}); \
+         upgrade millhand",
+        known_version()
+    ))
+}
