@@ -32,9 +32,9 @@ pub fn dispatch_many(
         doing: "could not write tasks as JSON".to_owned(),
         source: error.into(),
     })?;
-    let rows = client
-        .query(include_str!("../sql/queries/dispatch_many.sql"), &[&array])
-        .map_err(|error| Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error))?;
+    let rows = client.query(include_str!("../sql/queries/dispatch_many.sql"), &[&array]).map_err(
+        |error| Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error),
+    )?;
     Ok(rows.iter().map(|row| TaskId(row.get(0))).collect())
 }
 
@@ -100,7 +100,9 @@ pub(crate) fn set_progress(
 ) -> Result<(), Error> {
     client
         .execute(include_str!("../sql/queries/set_progress.sql"), &[&id.0, &worker, progress])
-        .map_err(|error| Error::postgres(&format!("could not store the progress of task {id}"), error))?;
+        .map_err(|error| {
+            Error::postgres(&format!("could not store the progress of task {id}"), error)
+        })?;
     Ok(())
 }
 
