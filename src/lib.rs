@@ -21,6 +21,7 @@ pub mod db;
 pub mod error;
 pub mod migrate;
 pub mod registry;
+pub mod server;
 pub mod task;
 pub mod worker;
 
