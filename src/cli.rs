@@ -17,6 +17,7 @@ pub(crate) mod output;
 mod status;
 mod task;
 mod wait;
+mod worker;
 
 /// Run background tasks from one Postgres table, without a broker
 #[derive(Debug, Parser)]
@@ -52,6 +53,8 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run tasks until told to stop
+    Worker(worker::WorkerArgs),
     /// Create a task, or many from stdin, and print the id
     Dispatch(dispatch::DispatchArgs),
     /// List, show, cancel or wait for tasks
@@ -63,6 +66,9 @@ enum Command {
     Workers(status::WorkersArgs),
     /// Create or upgrade the tables
     Migrate(migrate::MigrateArgs),
+    /// Outlive a worker for a moment and kill its commands
+    #[command(hide = true)]
+    Warden,
 }
 
 /// Why a subcommand ended early.
@@ -90,6 +96,8 @@ impl From<io::Error> for Failure {
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
+        Command::Worker(args) => worker::run(&args, global.load()?),
+        Command::Warden => Ok(millhand::worker::warden::run().map(|()| ExitCode::SUCCESS)?),
         Command::Dispatch(args) => dispatch::run(&global, args),
         Command::Task(command) => task::run(&global, command),
         Command::Status(args) => status::run_status(&global, &args),
