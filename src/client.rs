@@ -3,7 +3,9 @@
 //! What happens inside a transaction is part of it: rolled back, there is no
 //! task, no cancel and no wake-up.
 
-use postgres::GenericClient;
+use std::collections::BTreeSet;
+
+use postgres::{GenericClient, Transaction};
 use serde_json::Value;
 
 use crate::error::Error;
@@ -32,9 +34,9 @@ pub fn dispatch_many(
         doing: "could not write tasks as JSON".to_owned(),
         source: error.into(),
     })?;
-    let rows = client
-        .query(include_str!("../sql/queries/dispatch_many.sql"), &[&array])
-        .map_err(|error| Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error))?;
+    let rows = client.query(include_str!("../sql/queries/dispatch_many.sql"), &[&array]).map_err(
+        |error| Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error),
+    )?;
     Ok(rows.iter().map(|row| TaskId(row.get(0))).collect())
 }
 
@@ -90,6 +92,52 @@ pub fn task_log(client: &mut impl GenericClient, id: TaskId) -> Result<String, E
     Ok(row.get::<_, Option<String>>(0).unwrap_or_default())
 }
 
+/// State and progress of those of these tasks that exist, in no order.
+pub fn task_states(
+    client: &mut impl GenericClient,
+    ids: &[TaskId],
+) -> Result<Vec<(TaskId, TaskState, Option<Value>)>, Error> {
+    let numbers: Vec<i64> = ids.iter().map(|id| id.0).collect();
+    let rows = client
+        .query(include_str!("../sql/queries/task_states.sql"), &[&numbers])
+        .map_err(|error| Error::postgres("could not read the states of tasks", error))?;
+    let read = |row: &postgres::Row| {
+        let state: &str = row.get(1);
+        let state = state.parse().expect("the table's CHECK knows the same states");
+        (TaskId(row.get(0)), state, row.get(2))
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
+/// Fails, as `dispatch` would, if this task could not be dispatched.
+pub fn check_task(client: &mut impl GenericClient, task: &NewTask) -> Result<(), Error> {
+    client
+        .execute(
+            include_str!("../sql/queries/check_task.sql"),
+            &[&task.name, &task.args, &task.exclusive, &task.shared],
+        )
+        .map_err(|error| {
+            Error::postgres(&format!("could not check a task `{}`", short(&task.name)), error)
+        })?;
+    Ok(())
+}
+
+/// Takes the dispatch locks of all these tasks until the transaction ends, so
+/// that they can be dispatched by several calls without a deadlock.
+pub fn lock_places(transaction: &mut Transaction<'_>, tasks: &[NewTask]) -> Result<(), Error> {
+    let names = |of: fn(&NewTask) -> &Vec<String>| -> Vec<&str> {
+        let names: BTreeSet<&str> = tasks.iter().flat_map(of).map(String::as_str).collect();
+        names.into_iter().collect()
+    };
+    transaction
+        .execute(
+            include_str!("../sql/queries/lock_places.sql"),
+            &[&names(|task| &task.exclusive), &names(|task| &task.shared)],
+        )
+        .map_err(|error| Error::postgres("could not dispatch tasks", error))?;
+    Ok(())
+}
+
 /// Replaces the progress of a running task that `worker` owns; nothing happens
 /// if it does not.
 pub(crate) fn set_progress(
@@ -100,7 +148,9 @@ pub(crate) fn set_progress(
 ) -> Result<(), Error> {
     client
         .execute(include_str!("../sql/queries/set_progress.sql"), &[&id.0, &worker, progress])
-        .map_err(|error| Error::postgres(&format!("could not store the progress of task {id}"), error))?;
+        .map_err(|error| {
+            Error::postgres(&format!("could not store the progress of task {id}"), error)
+        })?;
     Ok(())
 }
 

@@ -141,7 +141,8 @@ impl Config {
         for (key, value) in table.clone() {
             let single = toml::Table::from_iter([(key.clone(), value)]);
             if let Err(error) = Config::deserialize(single) {
-                let place = sources.get(key.as_str()).cloned().unwrap_or(format!("{file_name}: {key}"));
+                let place =
+                    sources.get(key.as_str()).cloned().unwrap_or(format!("{file_name}: {key}"));
                 let reason = error.message().replace('\n', " ");
                 return Err(Error::Config(format!("{place}: {reason}")));
             }
@@ -160,10 +161,7 @@ impl Config {
     /// What must hold between values, after flags have been applied too.
     pub fn check(&self) -> Result<(), Error> {
         if self.threads == 0 || self.threads > 1000 {
-            return Err(Error::Config(format!(
-                "threads is {}, expected 1 to 1000",
-                self.threads
-            )));
+            return Err(Error::Config(format!("threads is {}, expected 1 to 1000", self.threads)));
         }
         if self.ttl < Duration::from_secs(1) {
             return Err(Error::Config("ttl must be at least 1s".to_owned()));
@@ -204,9 +202,8 @@ fn check_keys(path: &Path, table: &toml::Table) -> Result<(), Error> {
         if known.clone().any(|known| known == key) {
             continue;
         }
-        let nearest = known.max_by(|a, b| {
-            strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
-        });
+        let nearest = known
+            .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
         return Err(Error::Config(format!(
             "{}: unknown key `{key}`; did you mean `{}`?",
             path.display(),

@@ -42,9 +42,9 @@ pub fn parameters(url: &str, purpose: &str) -> Result<postgres::Config, Error> {
 /// Opens a connection of its own.
 pub fn connect(url: &str, purpose: &str) -> Result<Client, Error> {
     let parameters = parameters(url, purpose)?;
-    parameters
-        .connect(NoTls)
-        .map_err(|error| Error::postgres(&format!("could not connect to Postgres at {}", place(url)), error))
+    parameters.connect(NoTls).map_err(|error| {
+        Error::postgres(&format!("could not connect to Postgres at {}", place(url)), error)
+    })
 }
 
 /// A pool of at most `size` connections, opened as needed.

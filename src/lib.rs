@@ -12,13 +12,15 @@
 //! 3. [`registry`] and [`context`]: handlers, and what they see while they run.
 //! 4. [`worker`]: the process that runs tasks; its threads are in the modules
 //!    below it, the seam to a lock back end is `worker::claim`.
-//! 5. [`config`], [`db`], [`migrate`], [`error`]: what all of them stand on.
+//! 5. [`fleet`]: workers and counts, for those who look on.
+//! 6. [`config`], [`db`], [`migrate`], [`error`]: what all of them stand on.
 
 pub mod client;
 pub mod config;
 pub mod context;
 pub mod db;
 pub mod error;
+pub mod fleet;
 pub mod migrate;
 pub mod registry;
 pub mod server;

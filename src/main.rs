@@ -1,1 +1,32 @@
-fn main() {}
+//! The binary: parse, run, print an error once, choose the exit code.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use millhand::error;
+
+mod cli;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    env_logger::Builder::from_env(
+        env_logger::Env::default().default_filter_or("warn,millhand=info"),
+    )
+    .init();
+    match cli::run(cli) {
+        Ok(code) => code,
+        // Whoever reads our output has seen enough, as in `millhand task list | head -1`.
+        Err(cli::Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(cli::Failure::Output(error)) => {
+            cli::output::complain(&format!("could not write to stdout: {error}"));
+            ExitCode::FAILURE
+        }
+        Err(cli::Failure::Millhand(error)) => {
+            cli::output::complain(&error::chain(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

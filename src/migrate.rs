@@ -12,7 +12,7 @@ use crate::error::Error;
 const MIGRATIONS: [(i32, &str, &str); 1] =
     [(1, "initial", include_str!("../sql/migrations/0001_initial.sql"))];
 
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 13] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -24,6 +24,8 @@ const FUNCTIONS: [&str; 11] = [
     include_str!("../sql/functions/09_locks.sql"),
     include_str!("../sql/functions/10_claim_task.sql"),
     include_str!("../sql/functions/11_next_task.sql"),
+    include_str!("../sql/functions/12_workers.sql"),
+    include_str!("../sql/functions/13_housekeeping.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.
@@ -79,9 +81,7 @@ pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
         transaction
             .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
             .map_err(fail)?;
-        transaction
-            .batch_execute(include_str!("../sql/migrations/bootstrap.sql"))
-            .map_err(fail)?;
+        transaction.batch_execute(include_str!("../sql/migrations/bootstrap.sql")).map_err(fail)?;
         let current: i32 = transaction
             .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
             .map_err(fail)?

@@ -8,6 +8,8 @@
 --   place_lock(name)          who dispatches                   transaction; shared or exclusive as named
 --   bell_lock()               an idle worker that waits to be woken   session, shared
 --   dispatching_lock()        who dispatches                   transaction, shared
+--   register_lock()           who registers a worker           transaction, exclusive
+--   sweep_lock()              who sweeps missing workers       transaction, exclusive
 --
 -- Single 64-bit keys: hashes with a seed each, so that they miss each other
 -- and the small numbers that other programs like to use. A collision costs a
@@ -34,3 +36,9 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(1, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.dispatching_lock() RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(2, 7305)';
+
+CREATE OR REPLACE FUNCTION millhand.register_lock() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(3, 7305)';
+
+CREATE OR REPLACE FUNCTION millhand.sweep_lock() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(4, 7305)';

@@ -21,6 +21,8 @@ DECLARE
     task_shared text[] := coalesce(dispatch.shared, '{}');
 BEGIN
     PERFORM millhand.check_task(dispatch.name, task_args, task_exclusive, task_shared);
+    -- Whoever has drawn a position has a transaction id by then: see low_water.
+    PERFORM pg_current_xact_id();
     -- First of all locks, and before the bell is looked at: see next_task.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     -- Most tasks name one resource or none: nothing to fold, nothing to sort.

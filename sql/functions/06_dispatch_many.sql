@@ -21,6 +21,7 @@ BEGIN
     END IF;
     PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
        FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[]);
+    PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     SELECT array_agg(DISTINCT r) FILTER (WHERE wanted.exclusive),
            array_agg(DISTINCT r) FILTER (WHERE NOT wanted.exclusive)

@@ -80,7 +80,9 @@ WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
 COMMENT ON COLUMN millhand.task.owner IS 'The worker row that may end the task.';
 COMMENT ON COLUMN millhand.task.worker IS 'Name of the worker that ran it last.';
 
--- What is not final yet, in order: the look for the next task, the sweep, the
--- tasks to cancel. Scheduled tasks have no position and are not in it.
+-- What is not final yet, in order: the look for the next task. Scheduled tasks have no position and are not in it.
 CREATE INDEX task_incomplete ON millhand.task (position)
     WHERE state IN ('waiting', 'running', 'canceling');
+
+-- What a worker owns: to sweep it, and to find the tasks it should cancel.
+CREATE INDEX task_owned ON millhand.task (owner) WHERE owner IS NOT NULL;

@@ -1,0 +1,96 @@
+-- Ends what a worker owns that will not come back to it, and removes its row.
+-- Call it only when the worker's processes are certainly dead.
+--
+-- The guard on the owner makes this the worker's last act: whoever wins the
+-- row lock, the worker itself or a sweeper, the other finds nothing to do.
+-- `unbegun` says that the worker knows that it never began a handler but for
+-- the task `begun`: such tasks go back to wait at their place.
+CREATE OR REPLACE FUNCTION millhand.settle_worker(
+    worker_id bigint, reason text, unbegun boolean DEFAULT false, begun bigint DEFAULT NULL
+) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    n_settled integer := 0;
+    n_rows integer;
+BEGIN
+    IF unbegun THEN
+        UPDATE millhand.task
+           SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
+               attempt = attempt - 1
+         WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
+        GET DIAGNOSTICS n_settled = ROW_COUNT;
+    END IF;
+    UPDATE millhand.task
+       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
+           error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
+           owner = NULL, finished_at = clock_timestamp()
+     WHERE owner = worker_id AND state IN ('running', 'canceling');
+    GET DIAGNOSTICS n_rows = ROW_COUNT;
+    n_settled := n_settled + n_rows;
+    DELETE FROM millhand.worker WHERE id = worker_id;
+    -- A session that outlived its worker (frozen, or cut off) keeps its locks:
+    -- without this, others would try them in vain until it ends.
+    PERFORM pg_terminate_backend(pid)
+       FROM pg_locks
+      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
+    IF n_settled > 0 THEN
+        PERFORM millhand.ring();
+    END IF;
+    RETURN n_settled;
+END
+$$;
+
+-- Settles all workers of one process, which is dead.
+CREATE OR REPLACE FUNCTION millhand.settle_process(process text) RETURNS integer
+LANGUAGE sql AS $$
+    SELECT coalesce(sum(millhand.settle_worker(w.id, format('worker %s has gone missing', w.name))), 0)::integer
+      FROM millhand.worker w WHERE w.process = $1
+$$;
+
+-- Registers a worker, on the connection that it will work on, and returns its
+-- id, which nobody had before. `previous` is the id that the same thread had on
+-- a connection that it lost; what it owned is settled first, in this very
+-- transaction.
+-- All workers online must be of one type.
+CREATE OR REPLACE FUNCTION millhand.register_worker(
+    worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval,
+    previous bigint, begun bigint
+) RETURNS bigint
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    other record;
+    worker_id bigint;
+BEGIN
+    -- One registration at a time, so that two types cannot pass each other.
+    PERFORM pg_advisory_xact_lock(millhand.register_lock());
+    SELECT name, type INTO other FROM millhand.worker
+     WHERE type <> worker_type AND last_heartbeat + ttl > clock_timestamp() LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
+            'stop those first', worker_type, other.name, other.type
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF previous IS NOT NULL THEN
+        PERFORM millhand.settle_worker(
+            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
+    END IF;
+    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
+    VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
+            register_worker.pid, register_worker.ttl)
+    RETURNING id INTO worker_id;
+    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    RETURN worker_id;
+END
+$$;
+
+-- Takes a worker's row away when it leaves. It must own nothing by then.
+CREATE OR REPLACE FUNCTION millhand.leave(worker_id bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM millhand.worker WHERE id = worker_id;
+    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+END
+$$;

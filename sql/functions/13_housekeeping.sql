@@ -1,0 +1,78 @@
+-- Renews the rows of a process's workers and returns their ids. An id that is
+-- missing from the answer was swept: that worker must stop at once.
+CREATE OR REPLACE FUNCTION millhand.beat(process text) RETURNS SETOF bigint
+LANGUAGE sql AS $$
+    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE process = $1 RETURNING id
+$$;
+
+-- Settles workers that have not renewed their row for their whole ttl, by the
+-- database's clock. By then they have stopped their tasks, or their warden has
+-- killed them (ARCHITECTURE.md, "Liveness"). One sweeper at a time is enough.
+CREATE OR REPLACE FUNCTION millhand.sweep() RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    n_settled integer := 0;
+    missing record;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(millhand.sweep_lock()) THEN
+        RETURN 0;
+    END IF;
+    FOR missing IN
+        SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
+    LOOP
+        n_settled := n_settled + millhand.settle_worker(
+            missing.id, format('worker %s has gone missing', missing.name));
+    END LOOP;
+    RETURN n_settled;
+END
+$$;
+
+-- The safety poll of a process, once a second: what it may have missed.
+--
+-- `canceling`: tasks of its workers that should end. `lost`: workers whose
+-- session is gone, told by their lock being free. `waiting`: whether there is
+-- a waiting task at all.
+--
+-- `low` is a position below which nothing is incomplete, now or later; looks
+-- start there and so never walk over the remains of finished tasks, which
+-- cannot be cleaned away while an old transaction is open. A position that is
+-- drawn but not committed is invisible yet, so low follows in two steps. A poll
+-- notes the last position drawn (`mark`) and then the next transaction id
+-- (`mark_xid`); dispatch gets its transaction id before its position, so once
+-- every transaction below mark_xid has ended, whatever has a position up to the
+-- mark can be seen.
+CREATE OR REPLACE FUNCTION millhand.poll(
+    process text, INOUT low bigint, INOUT mark bigint, INOUT mark_xid bigint,
+    OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+    own record;
+    first_incomplete bigint;
+BEGIN
+    canceling := ARRAY(SELECT t.id FROM millhand.worker w
+                         JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
+                        WHERE w.process = poll.process);
+    lost := '{}';
+    FOR own IN SELECT w.id FROM millhand.worker w WHERE w.process = poll.process LOOP
+        IF pg_try_advisory_lock(millhand.worker_lock(own.id)) THEN
+            PERFORM pg_advisory_unlock(millhand.worker_lock(own.id));
+            lost := lost || own.id;
+        END IF;
+    END LOOP;
+    IF mark_xid IS NULL OR pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= mark_xid THEN
+        IF mark_xid IS NOT NULL THEN
+            SELECT t.position INTO first_incomplete FROM millhand.task t
+             WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
+             ORDER BY t.position LIMIT 1;
+            low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
+        END IF;
+        SELECT s.last_value INTO mark FROM millhand.task_position s;
+        mark_xid := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+    END IF;
+    waiting := EXISTS (SELECT FROM millhand.task t
+                        WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
+                          AND t.state = 'waiting');
+END
+$$;

@@ -1,0 +1,1 @@
+SELECT millhand.beat($1::text)

@@ -1,0 +1,1 @@
+SELECT millhand.leave($1::bigint)

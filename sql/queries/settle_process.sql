@@ -1,0 +1,1 @@
+SELECT millhand.settle_process($1::text)

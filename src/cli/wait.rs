@@ -1,0 +1,94 @@
+//! Wait for the ends of tasks: by polling, since nobody announces them.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use millhand::{Error, TaskId, TaskState, client};
+use postgres::Client;
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
+
+use crate::cli::output::{complain, short};
+
+/// The first pause between two looks; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause.
+const LAST_PAUSE: Duration = Duration::from_millis(500);
+
+/// As for any program that SIGINT ended.
+const EXIT_INTERRUPTED: i32 = 130;
+
+/// Waits until all these tasks are final, or until `timeout` has passed, and
+/// returns the states then, in the order of `ids`. On a terminal a line on
+/// stderr shows how they fare; Ctrl-C ends the program, not the tasks.
+pub(crate) fn wait_for_tasks(
+    client: &mut Client,
+    ids: &[TaskId],
+    timeout: Option<Duration>,
+) -> Result<Vec<TaskState>, Error> {
+    let bar = progress_line();
+    leave_on_interrupt(&bar, ids)?;
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let found = client::task_states(client, ids)?;
+        let mut states = Vec::with_capacity(ids.len());
+        let mut doing = String::new();
+        for id in ids {
+            let Some((_, state, progress)) = found.iter().find(|(found, ..)| found == id) else {
+                return Err(Error::NotFound(format!("there is no task {id}")));
+            };
+            if !state.is_final() && doing.is_empty() {
+                doing = format!("task {id} {state}");
+                if let Some(progress) = progress {
+                    doing.push_str(&format!(" {}", short(&progress.to_string())));
+                }
+            }
+            states.push(*state);
+        }
+        let n_final = states.iter().filter(|state| state.is_final()).count();
+        if n_final == ids.len() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            bar.finish_and_clear();
+            return Ok(states);
+        }
+        if ids.len() > 1 {
+            doing.push_str(&format!(" ({n_final} of {} are final)", ids.len()));
+        }
+        bar.set_message(doing);
+        let left = deadline.map_or(pause, |deadline| deadline - Instant::now());
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Hidden by itself where stderr is no terminal.
+fn progress_line() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}")
+            .expect("the template is well formed"),
+    );
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+fn leave_on_interrupt(bar: &ProgressBar, ids: &[TaskId]) -> Result<(), Error> {
+    let mut signals = Signals::new([SIGINT]).map_err(|error| Error::Bug {
+        doing: "could not watch for SIGINT".to_owned(),
+        source: error.into(),
+    })?;
+    let bar = bar.clone();
+    let remedy = match ids {
+        [id] => format!("task {id} goes on; `millhand task cancel {id}` ends it"),
+        _ => format!("{} tasks go on", ids.len()),
+    };
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            bar.finish_and_clear();
+            complain(&format!("stopped waiting; {remedy}"));
+            std::process::exit(EXIT_INTERRUPTED);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What a handler that is a function sees while it runs.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use serde::Serialize;
+
+use crate::client;
+use crate::error::{self, Error};
+use crate::task::{NewTask, TaskId};
+use crate::worker::inbox::Inbox;
+
+/// How often a task's progress is stored at most; what comes faster is
+/// dropped, and the next report stands for it.
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The running task, seen from its handler. It lives on the worker's thread.
+pub struct Context<'a> {
+    pub(crate) id: TaskId,
+    pub(crate) name: &'a str,
+    pub(crate) fence: i64,
+    pub(crate) attempt: i32,
+    pub(crate) worker: i64,
+    pub(crate) client: RefCell<&'a mut Client>,
+    pub(crate) inbox: &'a Inbox,
+    pub(crate) last_progress: Cell<Option<Instant>>,
+}
+
+impl Context<'_> {
+    /// The task's number.
+    #[must_use]
+    pub fn id(&self) -> TaskId {
+        self.id
+    }
+
+    /// The task's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
+    /// The fencing token of this start: higher than that of any earlier start
+    /// of any task, for storage that can refuse an elder one.
+    #[must_use]
+    pub fn fence(&self) -> i64 {
+        self.fence
+    }
+
+    /// The number of this start of the task, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> i32 {
+        self.attempt
+    }
+
+    /// Whether the handler should end now: somebody canceled the task, the
+    /// worker is being shut down by force, or it has lost its claim. What the
+    /// handler returns after that counts only in the second case.
+    #[must_use]
+    pub fn is_canceled(&self) -> bool {
+        self.inbox.must_end(self.id, &mut self.client.borrow_mut())
+    }
+
+    /// Waits for `duration`, or until the task should end; says whether the
+    /// whole time has passed.
+    #[must_use]
+    pub fn wait(&self, duration: Duration) -> bool {
+        let deadline = Instant::now() + duration;
+        while !self.is_canceled() {
+            if !self.inbox.wait_until(deadline) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Stores how far the handler has come, as JSON of any shape; twice a
+    /// second at most.
+    pub fn progress(&self, progress: &impl Serialize) {
+        if self.last_progress.get().is_some_and(|last| last.elapsed() < PROGRESS_INTERVAL) {
+            return;
+        }
+        self.last_progress.set(Some(Instant::now()));
+        let stored = serde_json::to_value(progress)
+            .map_err(|error| Error::Config(error.to_string()))
+            .and_then(|value| {
+                client::set_progress(*self.client.borrow_mut(), self.worker, self.id, &value)
+            });
+        if let Err(error) = stored {
+            log::warn!("{}", error::chain(&error));
+        }
+    }
+
+    /// Creates another task, at once, whatever becomes of this one.
+    pub fn dispatch(&self, task: &NewTask) -> Result<TaskId, Error> {
+        client::dispatch(*self.client.borrow_mut(), task)
+    }
+}

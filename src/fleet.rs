@@ -1,0 +1,107 @@
+//! What the fleet looks like from outside: its workers, and counts of tasks.
+//!
+//! Reads only, on any connection; nothing here decides anything.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use postgres::GenericClient;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::task::{TaskId, TaskState};
+
+/// One row of `millhand.worker`, with the task that it runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerInfo {
+    /// Its number; drawn anew at each start.
+    pub id: i64,
+    /// Its name, from the name template.
+    pub name: String,
+    /// Which locks it uses.
+    pub r#type: String,
+    /// What the workers of one process share.
+    pub process: String,
+    /// The machine that it runs on.
+    pub hostname: String,
+    /// Its process there.
+    pub pid: i32,
+    /// When it registered.
+    pub started_at: Timestamp,
+    /// When it renewed its row last.
+    pub last_heartbeat: Timestamp,
+    /// Seconds since then, by the database's clock.
+    pub heartbeat_age: f64,
+    /// Whether that is less than its ttl.
+    pub online: bool,
+    /// The task that it runs.
+    pub task: Option<TaskId>,
+    /// That task's name.
+    pub task_name: Option<String>,
+}
+
+/// Counts of tasks and workers.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The version of the database's schema.
+    pub schema_version: i32,
+    /// Number of tasks in each state, also where it is 0.
+    pub tasks: BTreeMap<&'static str, i64>,
+    /// Seconds since the eldest waiting task was dispatched; none if none waits.
+    pub oldest_waiting: Option<f64>,
+    /// Workers within their ttl.
+    pub workers_online: i64,
+    /// Workers past their ttl that have not been swept yet.
+    pub workers_missing: i64,
+}
+
+/// Every worker, eldest first.
+pub fn workers(client: &mut impl GenericClient) -> Result<Vec<WorkerInfo>, Error> {
+    let doing = "could not list workers";
+    client
+        .query(include_str!("../sql/queries/workers.sql"), &[])
+        .map_err(|error| Error::postgres(doing, error))?
+        .iter()
+        .map(worker_from_row)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Error::Bug { doing: doing.to_owned(), source: error.into() })
+}
+
+/// Counts tasks and workers in one statement.
+pub fn status(client: &mut impl GenericClient) -> Result<Status, Error> {
+    let doing = "could not read the status";
+    let row = client
+        .query_one(include_str!("../sql/queries/status.sql"), &[])
+        .map_err(|error| Error::postgres(doing, error))?;
+    status_from_row(&row)
+        .map_err(|error| Error::Bug { doing: doing.to_owned(), source: error.into() })
+}
+
+fn worker_from_row(row: &postgres::Row) -> Result<WorkerInfo, postgres::Error> {
+    Ok(WorkerInfo {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        r#type: row.try_get("type")?,
+        process: row.try_get("process")?,
+        hostname: row.try_get("hostname")?,
+        pid: row.try_get("pid")?,
+        started_at: row.try_get("started_at")?,
+        last_heartbeat: row.try_get("last_heartbeat")?,
+        heartbeat_age: row.try_get("heartbeat_age")?,
+        online: row.try_get("online")?,
+        task: row.try_get::<_, Option<i64>>("task")?.map(TaskId),
+        task_name: row.try_get("task_name")?,
+    })
+}
+
+fn status_from_row(row: &postgres::Row) -> Result<Status, postgres::Error> {
+    let counted: serde_json::Value = row.try_get("tasks")?;
+    let count = |state: TaskState| counted[state.as_str()].as_i64().unwrap_or(0);
+    Ok(Status {
+        schema_version: row.try_get::<_, Option<i32>>("schema_version")?.unwrap_or(0),
+        tasks: TaskState::ALL.into_iter().map(|state| (state.as_str(), count(state))).collect(),
+        oldest_waiting: row.try_get("oldest_waiting")?,
+        workers_online: row.try_get("workers_online")?,
+        workers_missing: row.try_get("workers_missing")?,
+    })
+}

@@ -1,0 +1,408 @@
+//! Runs a task that is a command: a child process in a process group of its
+//! own, watched from the worker's thread in one poll(2) loop.
+//!
+//! | the child's | is |
+//! |---|---|
+//! | working directory | fresh, gone when the task has ended |
+//! | argv | the configured command, `{field}` replaced by that field of the args, `{{` and `}}` by braces |
+//! | environment | the worker's without its settings, and `MILLHAND_TASK_ID`, `_TASK_NAME`, `_FENCE`, `_ATTEMPT`, `_WORKER` |
+//! | stdin | the args as JSON |
+//! | fd 3 | progress, a JSON value a line |
+//! | stdout | the result: JSON if it parses, else text; 1 MiB at most |
+//! | stderr | its last 64 KiB are the log |
+//! | exit | 0 is completed, all else failed |
+//!
+//! When the child has ended, what is left of its process group is killed.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde_json::Value;
+
+use super::Shared;
+use super::claim::Outcome;
+use crate::config::CommandHandler;
+use crate::context::Context;
+
+/// Most of stdout that can become a result.
+const MAX_RESULT: usize = 1 << 20;
+/// How much of the end of stderr is kept.
+const MAX_LOG: usize = 64 << 10;
+/// Longest line of progress that is read.
+const MAX_PROGRESS: usize = 64 << 10;
+/// The descriptor on which a command reports progress.
+const PROGRESS_FD: i32 = 3;
+
+/// Runs the command to its end.
+pub(crate) fn run(
+    shared: &Shared,
+    worker_name: &str,
+    handler: &CommandHandler,
+    args: &Value,
+    context: &Context<'_>,
+) -> Outcome {
+    let directory = match shared.working_directory() {
+        Ok(directory) => directory,
+        Err(error) => return Outcome::failed(error),
+    };
+    let outcome =
+        match Running::start(shared, worker_name, handler, args, context, directory.path()) {
+            Ok(running) => running.watch(shared, context),
+            Err(error) => Outcome::failed(error),
+        };
+    // Before the final state is stored: whoever waits for it finds no remains.
+    if let Err(error) = directory.close() {
+        log::warn!("could not remove the working directory of task {}: {error}", context.id());
+    }
+    outcome
+}
+
+struct Running {
+    child: Child,
+    group: Pid,
+    exit: OwnedFd,
+    stdin: Option<File>,
+    args: Vec<u8>,
+    n_written: usize,
+    stdout: Stream,
+    stderr: Stream,
+    progress: Stream,
+}
+
+/// One pipe from the child, and what has come out of it.
+struct Stream {
+    pipe: Option<File>,
+    bytes: Vec<u8>,
+    overflowed: bool,
+}
+
+impl Running {
+    fn start(
+        shared: &Shared,
+        worker_name: &str,
+        handler: &CommandHandler,
+        args: &Value,
+        context: &Context<'_>,
+        directory: &std::path::Path,
+    ) -> Result<Running, String> {
+        let argv = handler
+            .command
+            .iter()
+            .map(|part| fill_in(part, args))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|field| {
+                format!(
+                    "the arguments have no field `{field}`, which the command of handler `{}` needs",
+                    context.name()
+                )
+            })?;
+        let program = &argv[0];
+        let (progress, progress_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| error.to_string())?;
+        let mut command = Command::new(program);
+        command
+            .args(&argv[1..])
+            .current_dir(directory)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // The settings hold passwords, and are none of a handler's business.
+            .env_remove("MILLHAND_DATABASE_URL")
+            .env_remove("MILLHAND_REDIS_URL")
+            .env("MILLHAND_PROCESS", &shared.identity.process)
+            .env("MILLHAND_TASK_ID", context.id().to_string())
+            .env("MILLHAND_TASK_NAME", context.name())
+            .env("MILLHAND_FENCE", context.fence().to_string())
+            .env("MILLHAND_ATTEMPT", context.attempt().to_string())
+            .env("MILLHAND_WORKER", worker_name);
+        command
+            .fd_mappings(vec![FdMapping { parent_fd: progress_end, child_fd: PROGRESS_FD }])
+            .map_err(|error| error.to_string())?;
+        let mut child = command.spawn().map_err(|error| {
+            let remedy = match error.kind() {
+                ErrorKind::NotFound => "; install it, or mend the handler's command",
+                ErrorKind::PermissionDenied => "; make it executable",
+                _ => "",
+            };
+            format!("could not run `{program}` for handler `{}`: {error}{remedy}", context.name())
+        })?;
+        // The command keeps our copy of the pipe's end; the pipe must end with
+        // the child.
+        drop(command);
+        let group = Pid::from_child(&child);
+        shared.warden.add(group);
+        let take = |pipe: Option<OwnedFd>| pipe.map(File::from);
+        let pipes = (
+            take(child.stdin.take().map(OwnedFd::from)),
+            take(child.stdout.take().map(OwnedFd::from)),
+            take(child.stderr.take().map(OwnedFd::from)),
+        );
+        let prepared = [&pipes.0, &pipes.1, &pipes.2]
+            .into_iter()
+            .flatten()
+            .map(AsFd::as_fd)
+            .chain([progress.as_fd()])
+            .try_for_each(|pipe| rustix::io::ioctl_fionbio(pipe, true))
+            .and_then(|()| rustix::process::pidfd_open(group, PidfdFlags::empty()));
+        let exit = match prepared {
+            Ok(exit) => exit,
+            Err(error) => {
+                kill(group, Signal::KILL);
+                let _ = child.wait();
+                shared.warden.remove(group);
+                return Err(format!("could not watch `{program}`: {error}"));
+            }
+        };
+        Ok(Running {
+            child,
+            group,
+            exit,
+            stdin: pipes.0,
+            args: args.to_string().into_bytes(),
+            n_written: 0,
+            stdout: Stream::new(pipes.1),
+            stderr: Stream::new(pipes.2),
+            progress: Stream::new(Some(File::from(progress))),
+        })
+    }
+
+    /// Watches the child until it has ended, ending it when it has to.
+    fn watch(mut self, shared: &Shared, context: &Context<'_>) -> Outcome {
+        let mut kill_at: Option<Instant> = None;
+        let mut killed = false;
+        loop {
+            if context.is_canceled() && !killed {
+                let gently = !context.inbox.is_aborting() && !context.inbox.is_lost();
+                match kill_at {
+                    None if gently => {
+                        kill(self.group, Signal::TERM);
+                        kill_at = Some(Instant::now() + shared.cancel_grace);
+                    }
+                    Some(deadline) if gently && Instant::now() < deadline => {}
+                    _ => {
+                        kill(self.group, Signal::KILL);
+                        killed = true;
+                    }
+                }
+            }
+            let timeout = if killed { None } else { kill_at };
+            if self.poll(context, timeout) {
+                break;
+            }
+            self.write_args();
+            self.read();
+            self.report(context);
+        }
+        // The leader is dead but not yet reaped, so its number, which is the
+        // group's, cannot be anyone else's: kill the rest of the group now.
+        kill(self.group, Signal::KILL);
+        self.read();
+        self.report(context);
+        let status = self.child.wait();
+        shared.warden.remove(self.group);
+        self.outcome(status)
+    }
+
+    /// Sleeps until something happens; true when the child has ended.
+    fn poll(&self, context: &Context<'_>, deadline: Option<Instant>) -> bool {
+        let exit = self.exit.as_fd();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(exit, PollFlags::IN),
+            PollFd::from_borrowed_fd(context.inbox.readiness(), PollFlags::IN),
+        ];
+        let reads = [&self.stdout, &self.stderr, &self.progress];
+        let reads: Vec<BorrowedFd<'_>> =
+            reads.into_iter().filter_map(|s| s.pipe.as_ref()).map(AsFd::as_fd).collect();
+        fds.extend(reads.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        if let Some(stdin) = &self.stdin {
+            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::OUT));
+        }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, lest the last millisecond be spent spinning.
+            let left = left + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        // An interrupted poll is as good as a wake-up: the loop looks at everything.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        fds[0].revents().contains(PollFlags::IN)
+    }
+
+    fn write_args(&mut self) {
+        let Some(stdin) = &mut self.stdin else { return };
+        match stdin.write(&self.args[self.n_written..]) {
+            Ok(n) => {
+                self.n_written += n;
+                if self.n_written == self.args.len() {
+                    self.stdin = None;
+                }
+            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            // A command need not read its arguments.
+            Err(_) => self.stdin = None,
+        }
+    }
+
+    fn read(&mut self) {
+        self.stdout.read(MAX_RESULT, false);
+        self.stderr.read(MAX_LOG, true);
+        self.progress.read(MAX_PROGRESS, true);
+    }
+
+    /// Stores the newest complete line of progress.
+    fn report(&mut self, context: &Context<'_>) {
+        let bytes = &mut self.progress.bytes;
+        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else { return };
+        let lines: Vec<u8> = bytes.drain(..=end).collect();
+        let newest = lines
+            .split(|byte| *byte == b'\n')
+            .rev()
+            .find_map(|line| serde_json::from_slice::<Value>(line).ok());
+        if let Some(value) = newest {
+            context.progress(&value);
+        }
+    }
+
+    fn outcome(self, status: io::Result<ExitStatus>) -> Outcome {
+        let log = self.stderr.text();
+        let last_words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let last_words: String = last_words.trim().chars().take(500).collect();
+        let failure = match status {
+            Ok(status) if status.success() && self.stdout.overflowed => Some(format!(
+                "wrote more than {MAX_RESULT} bytes to stdout; a result is 1 MiB at most"
+            )),
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("killed by signal {signal}"),
+                (None, None) => status.to_string(),
+            }),
+            Err(error) => Some(format!("could not wait for the command: {error}")),
+        };
+        let mut outcome = match failure {
+            None => {
+                let text = self.stdout.text();
+                let result = match serde_json::from_str(&text) {
+                    Ok(value) => value,
+                    Err(_) if text.is_empty() => Value::Null,
+                    Err(_) => Value::String(text),
+                };
+                Outcome::completed(result)
+            }
+            Some(reason) if last_words.is_empty() => Outcome::failed(reason),
+            Some(reason) => Outcome::failed(format!("{reason}: {last_words}")),
+        };
+        outcome.log = (!log.is_empty()).then_some(log);
+        outcome
+    }
+}
+
+impl Stream {
+    fn new(pipe: Option<File>) -> Stream {
+        Stream { pipe, bytes: Vec::new(), overflowed: false }
+    }
+
+    /// Reads what is there. Of more than `limit` bytes the end is kept if
+    /// `keep_end`, else the beginning.
+    fn read(&mut self, limit: usize, keep_end: bool) {
+        let mut buffer = [0u8; 16 << 10];
+        while let Some(pipe) = &mut self.pipe {
+            match pipe.read(&mut buffer) {
+                Ok(0) => self.pipe = None,
+                Ok(n) => {
+                    self.bytes.extend_from_slice(&buffer[..n]);
+                    if self.bytes.len() > limit {
+                        self.overflowed = true;
+                        if keep_end {
+                            self.bytes.drain(..self.bytes.len() - limit);
+                        } else {
+                            self.bytes.truncate(limit);
+                        }
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+/// Signals every process of the group; one that is gone already is fine.
+fn kill(group: Pid, signal: Signal) {
+    let _ = rustix::process::kill_process_group(group, signal);
+}
+
+/// Replaces `{field}` by that field of the arguments: a string as it is,
+/// anything else as JSON. The error is the field that is missing.
+fn fill_in(part: &str, args: &Value) -> Result<String, String> {
+    let mut filled = String::new();
+    let mut rest = part;
+    while let Some(at) = rest.find(['{', '}']) {
+        filled.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if rest.starts_with("{{") || rest.starts_with("}}") {
+            filled.push_str(&rest[..1]);
+            rest = &rest[2..];
+            continue;
+        }
+        let field = rest[1..].split('}').next().unwrap_or_default();
+        let is_field = rest.starts_with('{')
+            && rest.len() > field.len() + 1
+            && !field.is_empty()
+            && field.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !is_field {
+            filled.push_str(&rest[..1]);
+            rest = &rest[1..];
+            continue;
+        }
+        match args.get(field) {
+            Some(Value::String(text)) => filled.push_str(text),
+            Some(value) => filled.push_str(&value.to_string()),
+            None => return Err(field.to_owned()),
+        }
+        rest = &rest[field.len() + 2..];
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fill_in;
+    use serde_json::json;
+
+    #[test]
+    fn placeholders_become_one_argument_each() {
+        let args = json!({"path": "a b; rm -rf /", "n": 3, "list": ["x"]});
+        for (part, expected) in [
+            ("plain", Ok("plain")),
+            ("{path}", Ok("a b; rm -rf /")),
+            ("--n={n}.{n}", Ok("--n=3.3")),
+            ("{list}", Ok(r#"["x"]"#)),
+            ("{{path}}", Ok("{path}")),
+            ("{print $1}", Ok("{print $1}")),
+            ("{", Ok("{")),
+            ("a}b", Ok("a}b")),
+            ("{path", Ok("{path")),
+            ("{}", Ok("{}")),
+            ("{gone}", Err("gone")),
+        ] {
+            let filled = fill_in(part, &args);
+            assert_eq!(filled.as_deref().map_err(String::as_str), expected, "{part}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Who of a process's workers should look for work now: no polling storm, and
+//! no free task beside an idle worker.
+//!
+//! A turn is one call of `next_task`. A turn that found nothing makes its
+//! worker idle; these things end that:
+//!
+//! - Somebody rang (a dispatch, a cancel, another process, the safety poll):
+//!   the *sentinel* is woken, the one idle worker that hung up the bell.
+//! - Another worker's turn saw more work than the one task it took.
+//! - Its own turn was inconclusive: it looks again soon.
+//!
+//! A turn that is under way may have looked before the reason to wake somebody
+//! arose. Such reasons are counted, and a turn that found nothing while the
+//! count went up is taken again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::inbox::{Event, Mailbox};
+
+/// While so many turns are under way in one process, no further worker is
+/// woken: more of them only queue for the database's processors and for one
+/// another's rows. Beyond 8 clients a commit a task does not get faster on the
+/// machines that this was measured on.
+const MAX_TURNS_UNDER_WAY: usize = 8;
+
+/// How soon an inconclusive look is repeated: first, and at most. The most is
+/// the interval of the safety poll, which would come then anyway.
+const FIRST_RETRY: Duration = Duration::from_millis(2);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+
+pub(crate) struct Crew {
+    mailboxes: Vec<Mailbox>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Workers that wait in their inbox, the one to be woken next last.
+    idle: Vec<usize>,
+    /// Who has hung the bell, or is about to.
+    sentinel: Option<usize>,
+    /// Whether the bell hangs on the sentinel's connection.
+    bell_hung: bool,
+    turns_under_way: usize,
+    /// Reasons to look that arose so far.
+    reasons: u64,
+    /// Inconclusive looks of the sentinel in a row.
+    retries: u32,
+}
+
+/// What a worker does in its turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    /// Others here could take more work.
+    pub(crate) idle_siblings: bool,
+    /// This worker's bell hangs from an earlier turn.
+    pub(crate) take_bell_down: bool,
+    /// If there is nothing to do, hang the bell.
+    pub(crate) hang_bell: bool,
+    reasons: u64,
+}
+
+/// What a worker does after a turn that found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// Take another turn at once.
+    Again,
+    /// Wait for an event, for so long at most.
+    Wait(Option<Duration>),
+}
+
+/// What a turn found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Found {
+    pub(crate) task: bool,
+    pub(crate) more: bool,
+    pub(crate) inconclusive: bool,
+    pub(crate) bell_hung: bool,
+}
+
+impl Crew {
+    pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Crew {
+        Crew {
+            mailboxes,
+            state: Mutex::new(State {
+                idle: Vec::new(),
+                sentinel: None,
+                bell_hung: false,
+                turns_under_way: 0,
+                reasons: 0,
+                retries: 0,
+            }),
+        }
+    }
+
+    /// Tells every worker.
+    pub(crate) fn tell_all(&self, event: Event) {
+        for mailbox in &self.mailboxes {
+            mailbox.send(event);
+        }
+    }
+
+    /// There may be work: wakes one worker, unless all are busy anyway.
+    pub(crate) fn ring(&self) {
+        let mut state = self.lock();
+        state.reasons += 1;
+        let woken = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
+        if let Some(worker) = woken.or_else(|| state.idle.last().copied()) {
+            self.wake(&mut state, worker);
+        }
+    }
+
+    /// A worker takes a turn.
+    pub(crate) fn begin_turn(&self, worker: usize) -> Plan {
+        let mut state = self.lock();
+        state.idle.retain(|idle| *idle != worker);
+        state.turns_under_way += 1;
+        let is_sentinel = *state.sentinel.get_or_insert(worker) == worker;
+        let take_bell_down = is_sentinel && std::mem::take(&mut state.bell_hung);
+        Plan {
+            idle_siblings: !state.idle.is_empty(),
+            take_bell_down,
+            hang_bell: is_sentinel,
+            reasons: state.reasons,
+        }
+    }
+
+    /// The turn has ended.
+    pub(crate) fn end_turn(&self, worker: usize, plan: Plan, found: Found) -> Rest {
+        let mut state = self.lock();
+        state.turns_under_way -= 1;
+        let is_sentinel = state.sentinel == Some(worker);
+        if is_sentinel {
+            state.bell_hung = found.bell_hung;
+        }
+        if found.task {
+            if is_sentinel {
+                state.sentinel = None;
+                state.retries = 0;
+            }
+            // More work wants more hands. And the bell must hang again while
+            // anyone here is idle; but as long as a turn is under way its end
+            // will see to that, and waking somebody for it would soon have
+            // woken everybody.
+            let wanted = found.more && state.turns_under_way < MAX_TURNS_UNDER_WAY
+                || state.sentinel.is_none() && state.turns_under_way == 0;
+            match state.idle.last().copied() {
+                Some(idle) if wanted => self.wake(&mut state, idle),
+                _ if found.more => state.reasons += 1,
+                _ => {}
+            }
+            return Rest::Again;
+        }
+        if state.reasons != plan.reasons {
+            return Rest::Again;
+        }
+        if state.sentinel.is_none() {
+            // Its predecessor found work while this turn was under way.
+            return Rest::Again;
+        }
+        state.idle.push(worker);
+        if !is_sentinel {
+            if found.inconclusive
+                && let Some(sentinel) = state.sentinel.filter(|s| state.idle.contains(s))
+            {
+                self.wake(&mut state, sentinel);
+            }
+            return Rest::Wait(None);
+        }
+        if !found.inconclusive {
+            state.retries = 0;
+            return Rest::Wait(None);
+        }
+        let wait = FIRST_RETRY.saturating_mul(1 << state.retries.min(16)).min(LAST_RETRY);
+        state.retries += 1;
+        Rest::Wait(Some(wait))
+    }
+
+    /// The worker's connection is gone, and its bell with it. Whatever it was
+    /// woken for is left to another.
+    pub(crate) fn drop_out(&self, worker: usize) {
+        let mut state = self.lock();
+        state.idle.retain(|idle| *idle != worker);
+        if state.sentinel == Some(worker) {
+            state.sentinel = None;
+            state.bell_hung = false;
+            state.retries = 0;
+        }
+        match state.idle.last().copied() {
+            Some(idle) => self.wake(&mut state, idle),
+            None => state.reasons += 1,
+        }
+    }
+
+    /// A turn ended without an answer.
+    pub(crate) fn abandon_turn(&self, worker: usize) {
+        self.lock().turns_under_way -= 1;
+        self.drop_out(worker);
+    }
+
+    /// Whether every worker is idle: with `--burst`, the end.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lock().idle.len() == self.mailboxes.len()
+    }
+
+    fn wake(&self, state: &mut State, worker: usize) {
+        state.idle.retain(|idle| *idle != worker);
+        self.mailboxes[worker].send(Event::Wakeup);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,163 @@
+//! The thread that keeps a process's rows fresh, finds what was missed, and
+//! sweeps what others left. It has a connection of its own: nothing it does
+//! ever waits behind a task.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postgres::{Client, Statement};
+
+use super::Shared;
+use super::inbox::Event;
+use crate::db;
+use crate::error::{self, Error};
+use crate::task::TaskId;
+
+/// How often a process looks for what it may have missed.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon a lost connection is tried again.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
+/// The part of the ttl after which the tasks of workers that could not renew
+/// their rows are stopped. The warden acts at the same time, should this
+/// thread be unable to.
+const LEASE_SHARE: f64 = 0.9;
+
+struct Housekeeper<'a> {
+    shared: &'a Shared,
+    low: i64,
+    mark: Option<i64>,
+    mark_xid: Option<i64>,
+    next_beat: Instant,
+    lease_end: Instant,
+}
+
+/// A connection with its statements prepared.
+struct Session {
+    client: Client,
+    poll: Statement,
+    beat: Statement,
+    sweep: Statement,
+}
+
+/// Keeps house until the workers have left.
+pub(crate) fn keep_house(shared: &Arc<Shared>) {
+    let lease = shared.identity.ttl.mul_f64(LEASE_SHARE);
+    let mut housekeeper = Housekeeper {
+        shared,
+        low: 0,
+        mark: None,
+        mark_xid: None,
+        next_beat: Instant::now(),
+        lease_end: Instant::now() + lease,
+    };
+    let mut session: Option<Session> = None;
+    let mut warned = false;
+    while !shared.has_ended() {
+        let done = match &mut session {
+            Some(session) => housekeeper.turn(session, lease),
+            None => Session::open(shared).and_then(|opened| {
+                if std::mem::take(&mut warned) {
+                    log::info!("housekeeper: connected again");
+                }
+                housekeeper.turn(session.insert(opened), lease)
+            }),
+        };
+        let pause = match done {
+            Ok(()) => POLL_INTERVAL,
+            Err(error) => {
+                if !warned {
+                    log::warn!("housekeeper: {}; trying again", error::chain(&error));
+                    warned = true;
+                }
+                if session.take().is_some() {
+                    // If this connection is gone, the workers' may be, too.
+                    shared.crew.tell_all(Event::Verify);
+                }
+                RECONNECT_INTERVAL
+            }
+        };
+        if Instant::now() > housekeeper.lease_end {
+            for worker in shared.workers() {
+                shared.crew.tell_all(Event::Lost(worker));
+            }
+        }
+        shared.pause(pause);
+    }
+}
+
+impl Session {
+    fn open(shared: &Shared) -> Result<Session, Error> {
+        let mut client = db::connect(&shared.url, "millhand housekeeper")?;
+        let fail = |error| Error::postgres("could not set up housekeeping", error);
+        client.batch_execute(include_str!("../../sql/queries/worker_session.sql")).map_err(fail)?;
+        Ok(Session {
+            poll: client.prepare(include_str!("../../sql/queries/poll.sql")).map_err(fail)?,
+            beat: client.prepare(include_str!("../../sql/queries/beat.sql")).map_err(fail)?,
+            sweep: client.prepare(include_str!("../../sql/queries/sweep.sql")).map_err(fail)?,
+            client,
+        })
+    }
+}
+
+impl Housekeeper<'_> {
+    fn turn(&mut self, session: &mut Session, lease: Duration) -> Result<(), Error> {
+        // The lease counts from before the statement: others count from when
+        // the database ran it, which is later.
+        let now = Instant::now();
+        if now >= self.next_beat {
+            self.beat(session)?;
+            self.lease_end = now + lease;
+            self.shared.warden.renew();
+            self.next_beat = now + self.shared.identity.ttl / 3;
+            if !self.shared.auxiliary {
+                session
+                    .client
+                    .execute(&session.sweep, &[])
+                    .map_err(|error| Error::postgres("could not sweep missing workers", error))?;
+            }
+        }
+        self.poll(session)
+    }
+
+    fn beat(&mut self, session: &mut Session) -> Result<(), Error> {
+        // Read before the statement: a worker that joins meanwhile is no loss.
+        let expected = self.shared.workers();
+        let rows = session
+            .client
+            .query(&session.beat, &[&self.shared.identity.process])
+            .map_err(|error| Error::postgres("could not renew the workers' rows", error))?;
+        let renewed: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        for worker in expected.into_iter().filter(|worker| !renewed.contains(worker)) {
+            log::warn!("a worker of this process was taken for missing; it starts anew");
+            self.shared.crew.tell_all(Event::Lost(worker));
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, session: &mut Session) -> Result<(), Error> {
+        let expected = self.shared.workers();
+        let row = session
+            .client
+            .query_one(
+                &session.poll,
+                &[&self.shared.identity.process, &self.low, &self.mark, &self.mark_xid],
+            )
+            .map_err(|error| Error::postgres("could not look for what was missed", error))?;
+        for id in row.get::<_, Vec<i64>>("canceling") {
+            self.shared.crew.tell_all(Event::Cancel(TaskId(id)));
+        }
+        for worker in row.get::<_, Vec<i64>>("lost") {
+            if expected.contains(&worker) {
+                self.shared.crew.tell_all(Event::Lost(worker));
+            }
+        }
+        self.low = row.get("low");
+        self.mark = row.get("mark");
+        self.mark_xid = row.get("mark_xid");
+        self.shared.set_low(self.low);
+        if row.get("waiting") {
+            self.shared.crew.ring();
+        }
+        Ok(())
+    }
+}

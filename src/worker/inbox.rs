@@ -1,0 +1,186 @@
+//! What other threads tell a worker thread, wherever it is: waiting for work,
+//! in a handler that is a function, or watching a command.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use postgres::Client;
+
+use crate::task::TaskId;
+
+/// Everything that can make a worker thread act, besides its own task's end.
+/// Closed on purpose: to see what drives a worker, read this enum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// There may be work.
+    Wakeup,
+    /// Somebody asked to cancel this task.
+    Cancel(TaskId),
+    /// Take nothing new.
+    Drain,
+    /// End the running task by force.
+    Abort,
+    /// The connection may be gone: look.
+    Verify,
+    /// The claim of this worker id is gone: stop its task, write nothing.
+    Lost(i64),
+}
+
+/// The sending side; one for each worker thread, cloned freely.
+#[derive(Clone)]
+pub(crate) struct Mailbox {
+    sender: Sender<Event>,
+    // A thread that watches a command sleeps in poll(2), which a channel cannot end.
+    bell: Arc<OwnedFd>,
+}
+
+impl Mailbox {
+    /// Delivers the event; to a thread that has ended, nothing happens.
+    pub(crate) fn send(&self, event: Event) {
+        if self.sender.send(event).is_ok() {
+            // It can only fail when the counter is full, and then poll ends anyway.
+            let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The receiving side, owned by the worker thread.
+pub(crate) struct Inbox {
+    receiver: Receiver<Event>,
+    bell: Arc<OwnedFd>,
+    notes: RefCell<Notes>,
+}
+
+/// What the thread was told and has not acted on yet.
+#[derive(Default)]
+struct Notes {
+    drain: bool,
+    abort: bool,
+    verify: bool,
+    lost: bool,
+    canceled: Vec<TaskId>,
+    worker: i64,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> std::io::Result<(Mailbox, Inbox)> {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let flags = rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC;
+        let bell = Arc::new(rustix::event::eventfd(0, flags)?);
+        let mailbox = Mailbox { sender, bell: bell.clone() };
+        Ok((mailbox, Inbox { receiver, bell, notes: RefCell::default() }))
+    }
+
+    /// Starts afresh under a new worker id. What was said about shutdown stays.
+    pub(crate) fn begin_session(&self, worker: i64) {
+        let mut notes = self.notes.borrow_mut();
+        notes.worker = worker;
+        notes.lost = false;
+        notes.verify = false;
+        notes.canceled.clear();
+    }
+
+    /// Whether nothing new may be taken.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain();
+        self.notes.borrow().drain
+    }
+
+    /// Whether running tasks are to be ended by force.
+    pub(crate) fn is_aborting(&self) -> bool {
+        self.drain();
+        self.notes.borrow().abort
+    }
+
+    /// Whether the claim is gone, as far as anyone has said.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.drain();
+        self.notes.borrow().lost
+    }
+
+    /// Whether somebody asked to cancel this task.
+    pub(crate) fn is_canceled(&self, id: TaskId) -> bool {
+        self.drain();
+        self.notes.borrow().canceled.contains(&id)
+    }
+
+    /// Whether the running task has to end, for whatever reason. Looks at the
+    /// connection if somebody doubts it.
+    pub(crate) fn must_end(&self, id: TaskId, client: &mut Client) -> bool {
+        self.verify(client);
+        let notes = self.notes.borrow();
+        notes.abort || notes.lost || notes.canceled.contains(&id)
+    }
+
+    /// Looks at the connection if somebody doubts it; without it the claim is lost.
+    pub(crate) fn verify(&self, client: &mut Client) {
+        self.drain();
+        let mut notes = self.notes.borrow_mut();
+        if std::mem::take(&mut notes.verify) && client.is_valid(Duration::from_secs(2)).is_err() {
+            notes.lost = true;
+        }
+    }
+
+    /// Waits for any event until `deadline`; false if none came.
+    pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
+        match self.receiver.recv_deadline(deadline) {
+            Ok(event) => {
+                self.note(event);
+                true
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            // All senders are gone: nobody is left to work for.
+            Err(RecvTimeoutError::Disconnected) => {
+                self.note(Event::Drain);
+                true
+            }
+        }
+    }
+
+    /// Waits for any event, for ever.
+    pub(crate) fn wait(&self) {
+        match self.receiver.recv() {
+            Ok(event) => self.note(event),
+            Err(_) => self.note(Event::Drain),
+        }
+    }
+
+    /// Becomes readable when there is an event.
+    pub(crate) fn readiness(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn drain(&self) {
+        while let Ok(event) = self.receiver.try_recv() {
+            self.note(event);
+        }
+        // Reset after the channel is empty: an event that slips in between has
+        // been sent before its write, so at worst poll ends once for nothing.
+        let _ = rustix::io::read(&*self.bell, &mut [0u8; 8]);
+        while let Ok(event) = self.receiver.try_recv() {
+            self.note(event);
+        }
+    }
+
+    fn note(&self, event: Event) {
+        let mut notes = self.notes.borrow_mut();
+        match event {
+            Event::Wakeup => {}
+            Event::Cancel(id) => notes.canceled.push(id),
+            Event::Drain => notes.drain = true,
+            Event::Abort => {
+                notes.drain = true;
+                notes.abort = true;
+            }
+            Event::Verify => notes.verify = true,
+            Event::Lost(worker) => notes.lost |= worker == notes.worker,
+        }
+        // Tasks of others come by as well; only the last few can matter here.
+        if notes.canceled.len() > 64 {
+            notes.canceled.drain(..32);
+        }
+    }
+}

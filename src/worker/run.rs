@@ -1,0 +1,89 @@
+//! Runs one claimed task on the worker's thread and turns whatever happens
+//! into an outcome.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::claim::{Claimed, Claims, Outcome};
+use super::inbox::Inbox;
+use super::{Shared, command};
+use crate::context::Context;
+use crate::registry::Handler;
+
+/// The reason stored for a task that a shutdown ended.
+pub(crate) const ABORTED: &str = "aborted during worker shutdown";
+
+pub(crate) fn run_task(
+    shared: &Shared,
+    worker_name: &str,
+    task: Claimed,
+    inbox: &Inbox,
+    claims: &mut impl Claims,
+) -> Outcome {
+    log::debug!("worker {worker_name}: task {} `{}` started", task.id, task.name);
+    let worker = claims.worker();
+    let Some(handler) = shared.registry.get(&task.name) else {
+        return Outcome::failed(format!("this worker has no handler for `{}`", task.name));
+    };
+    let context = Context {
+        id: task.id,
+        name: &task.name,
+        fence: task.fence,
+        attempt: task.attempt,
+        worker,
+        client: RefCell::new(claims.client()),
+        inbox,
+        last_progress: Cell::new(None),
+    };
+    let mut outcome = match handler {
+        Handler::Function(function) => {
+            let args = task.args;
+            match catch_unwind(AssertUnwindSafe(|| function(&context, args))) {
+                Ok(Ok(result)) => Outcome::completed(result),
+                Ok(Err(error)) => Outcome::failed(error),
+                Err(panic) => Outcome::failed(format!("panicked: {}", panic_text(&*panic))),
+            }
+        }
+        Handler::Command(command) => {
+            command::run(shared, worker_name, command, &task.args, &context)
+        }
+    };
+    if !outcome.completed && inbox.is_aborting() && !inbox.is_canceled(context.id) {
+        outcome.error = Some(ABORTED.to_owned());
+    }
+    outcome.error = outcome.error.map(storable);
+    outcome.log = outcome.log.map(storable);
+    outcome.result = outcome.result.map(without_nul);
+    log::debug!(
+        "worker {worker_name}: task {} `{}` {}",
+        context.id,
+        context.name,
+        outcome.error.as_deref().unwrap_or("completed")
+    );
+    outcome
+}
+
+/// Postgres text holds any character but NUL.
+fn storable(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+fn without_nul(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => Value::String(storable(text)),
+        Value::Array(values) => values.into_iter().map(without_nul).collect(),
+        Value::Object(fields) => Value::Object(
+            fields.into_iter().map(|(key, value)| (storable(key), without_nul(value))).collect(),
+        ),
+        other => other,
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

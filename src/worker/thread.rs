@@ -1,0 +1,166 @@
+//! One worker: a thread that claims, runs and ends one task after another.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::claim::postgres::{PostgresClaims, Previous};
+use super::claim::{Claims, Ended};
+use super::crew::{Found, Rest};
+use super::inbox::Inbox;
+use super::run::run_task;
+use crate::error::{self, Error};
+use crate::task::TaskId;
+
+/// Pauses between attempts to reach Postgres: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How the work on one connection ended.
+enum Exit {
+    /// Told to stop, and nothing is left to do.
+    Stopped,
+    /// The claim is gone; `begun` is the task whose handler had begun.
+    Lost { begun: Option<TaskId> },
+}
+
+/// Works until told to stop. An error that waiting cannot mend ends it.
+pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<(), Error> {
+    let name = shared.worker_name(index);
+    let mut previous = None;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let opened =
+            PostgresClaims::open(&shared.url, &shared.identity, &name, &shared.handlers, previous);
+        let mut claims = match opened {
+            Ok(claims) => claims,
+            Err(error) if error.is_unavailable() => {
+                if pause == FIRST_PAUSE {
+                    log::warn!("worker {name}: {}; trying again", error::chain(&error));
+                }
+                if inbox.is_draining() {
+                    return match previous {
+                        // What it owned is swept by others.
+                        Some(_) => Err(error),
+                        None => Ok(()),
+                    };
+                }
+                inbox.wait_until(Instant::now() + pause);
+                pause = (pause * 2).min(LAST_PAUSE);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if pause != FIRST_PAUSE || previous.is_some() {
+            log::info!("worker {name}: connected again");
+        }
+        pause = FIRST_PAUSE;
+        inbox.begin_session(claims.worker());
+        shared.joined(claims.worker());
+        let exit = work_session(shared, index, &name, inbox, &mut claims);
+        shared.left(claims.worker());
+        match exit {
+            Exit::Stopped => return claims.leave(),
+            Exit::Lost { begun } => {
+                shared.crew.drop_out(index);
+                log::warn!("worker {name}: lost its claim; starting anew");
+                previous = Some(Previous { worker: claims.worker(), begun });
+            }
+        }
+    }
+}
+
+/// Works on one connection until told to stop or until it is lost.
+fn work_session(
+    shared: &Shared,
+    index: usize,
+    name: &str,
+    inbox: &Inbox,
+    claims: &mut impl Claims,
+) -> Exit {
+    let mut ended: Option<Ended> = None;
+    let mut n_failures = 0;
+    loop {
+        let wanted = !inbox.is_draining();
+        if !wanted && ended.is_none() {
+            return Exit::Stopped;
+        }
+        let plan = shared.crew.begin_turn(index);
+        let turn = match claims.next_task(ended.as_ref(), wanted, shared.low(), plan) {
+            Ok(turn) => turn,
+            Err(error) => {
+                shared.crew.abandon_turn(index);
+                log::error!("worker {name}: {}", error::chain(&error));
+                let begun = ended.as_ref().map(|ended| ended.id);
+                if claims.is_lost() || inbox.is_lost() || claims.recover().is_err() {
+                    return Exit::Lost { begun };
+                }
+                // The server refused this turn and may take it later (its disk
+                // is full, it is out of memory), or it will never take what
+                // the handler returned.
+                if let (false, Some(ended)) = (error.is_unavailable(), ended.as_mut()) {
+                    ended.outcome = super::claim::Outcome::failed(format!(
+                        "the outcome could not be stored: {}",
+                        error::chain(&error)
+                    ));
+                }
+                n_failures += 1;
+                inbox.wait_until(Instant::now() + (FIRST_PAUSE * n_failures).min(LAST_PAUSE));
+                continue;
+            }
+        };
+        n_failures = 0;
+        if !turn.owned {
+            shared.crew.abandon_turn(index);
+            log::warn!("worker {name}: its task had been taken away; nothing was written");
+            return Exit::Lost { begun: ended.map(|ended| ended.id) };
+        }
+        ended = None;
+        let found = Found {
+            task: turn.task.is_some(),
+            more: turn.more,
+            inconclusive: turn.inconclusive,
+            bell_hung: turn.bell_hung,
+        };
+        let rest = shared.crew.end_turn(index, plan, found);
+        let Some(task) = turn.task else {
+            if wanted {
+                shared.rest(inbox, rest);
+            }
+            inbox.verify(claims.client());
+            if inbox.is_lost() {
+                return Exit::Lost { begun: None };
+            }
+            continue;
+        };
+        if inbox.is_aborting() {
+            // Not begun: it goes back to its place when the claim is settled.
+            return Exit::Lost { begun: None };
+        }
+        let id = task.id;
+        let outcome = run_task(shared, name, task, inbox, claims);
+        if inbox.is_lost() {
+            log::warn!("worker {name}: stopped task {id}, its claim is gone");
+            return Exit::Lost { begun: Some(id) };
+        }
+        ended = Some(Ended { id, outcome });
+    }
+}
+
+impl Shared {
+    /// Waits after a turn that found nothing.
+    fn rest(&self, inbox: &Inbox, rest: Rest) {
+        match rest {
+            Rest::Again => {}
+            Rest::Wait(Some(duration)) => {
+                inbox.wait_until(Instant::now() + duration);
+            }
+            Rest::Wait(None) => {
+                if self.burst && self.crew.is_idle() {
+                    self.control.stop(super::Shutdown::Drain);
+                }
+                inbox.wait();
+            }
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Command tasks die with their worker: a small process beside each worker
+//! process that outlives it for a moment.
+//!
+//! The worker tells it of each process group through a pipe. When the pipe
+//! ends, however the worker died, or when the worker has not renewed its lease
+//! in time (it is frozen, or cut off from Postgres), the warden kills them all.
+//! After an end without a farewell it also settles the worker's tasks in the
+//! table: it knows for certain that their processes are dead, which nobody else
+//! does before the ttl has passed.
+//!
+//! | line | means |
+//! |---|---|
+//! | `+N` | process group N belongs to a task |
+//! | `-N` | it has ended |
+//! | `renew` | the worker's rows were just renewed |
+//! | `end` | the worker has left in good order |
+//!
+//! A child that was just started when its worker died may not be known yet. So
+//! the warden also looks for the worker's mark in the environment of every
+//! process, which finds those that have left their group, too.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::db;
+use crate::error::{self, Error};
+
+/// The part of the ttl after which a lease that was not renewed has ended; the
+/// rest is for killing, before others may sweep.
+const LEASE_SHARE: f64 = 0.9;
+
+/// The worker's side: keeps a warden process alive and informed.
+pub(crate) struct Warden {
+    program: Vec<OsString>,
+    process: String,
+    ttl: Duration,
+    url: String,
+    link: Mutex<Link>,
+}
+
+struct Link {
+    pipe: Option<ChildStdin>,
+    groups: HashSet<i32>,
+    ended: bool,
+}
+
+impl Warden {
+    /// Starts the warden process. It has the worker's settings in its
+    /// environment, where the command line would show the password.
+    pub(crate) fn start(
+        program: Vec<OsString>,
+        process: String,
+        ttl: Duration,
+        url: String,
+    ) -> Result<Arc<Warden>, Error> {
+        let link = Link { pipe: None, groups: HashSet::new(), ended: false };
+        let warden = Arc::new(Warden { program, process, ttl, url, link: Mutex::new(link) });
+        let child = warden.spawn(&mut warden.lock())?;
+        let watched = Arc::downgrade(&warden);
+        std::thread::Builder::new()
+            .name("warden-watch".to_owned())
+            .spawn(move || {
+                let mut child = child;
+                loop {
+                    let status = child.wait();
+                    let Some(warden) = watched.upgrade() else { return };
+                    let mut link = warden.lock();
+                    if link.ended {
+                        return;
+                    }
+                    log::warn!("the warden has died ({status:?}); starting another");
+                    match warden.spawn(&mut link) {
+                        Ok(successor) => child = successor,
+                        Err(error) => {
+                            log::error!(
+                                "{}; commands would outlive this worker",
+                                error::chain(&error)
+                            );
+                            return;
+                        }
+                    }
+                }
+            })
+            .map_err(|error| unavailable("could not start a thread", error))?;
+        Ok(warden)
+    }
+
+    /// A task's process group has come to be.
+    pub(crate) fn add(&self, group: Pid) {
+        let number = group.as_raw_nonzero().get();
+        let mut link = self.lock();
+        link.groups.insert(number);
+        link.say(&format!("+{number}\n"));
+    }
+
+    /// It has ended, and its number may be somebody else's soon.
+    pub(crate) fn remove(&self, group: Pid) {
+        let number = group.as_raw_nonzero().get();
+        let mut link = self.lock();
+        link.groups.remove(&number);
+        link.say(&format!("-{number}\n"));
+    }
+
+    /// The worker's rows were renewed.
+    pub(crate) fn renew(&self) {
+        self.lock().say("renew\n");
+    }
+
+    /// The worker leaves in good order.
+    pub(crate) fn end(&self) {
+        let mut link = self.lock();
+        link.ended = true;
+        link.say("end\n");
+        link.pipe = None;
+    }
+
+    fn spawn(&self, link: &mut Link) -> Result<Child, Error> {
+        let program = &self.program[0];
+        let mut child = Command::new(program)
+            .args(&self.program[1..])
+            .env("MILLHAND_DATABASE_URL", &self.url)
+            .env("MILLHAND_WARDEN_OF", &self.process)
+            .env("MILLHAND_TTL", format!("{}ms", self.ttl.as_millis()))
+            // Its own group: a terminal's Ctrl-C is not for it.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(|error| {
+                unavailable(
+                    &format!("could not start the warden, {}", program.to_string_lossy()),
+                    error,
+                )
+            })?;
+        link.pipe = child.stdin.take();
+        let groups: Vec<i32> = link.groups.iter().copied().collect();
+        for group in groups {
+            link.say(&format!("+{group}\n"));
+        }
+        Ok(child)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    fn say(&mut self, line: &str) {
+        let Some(pipe) = &mut self.pipe else { return };
+        // A warden that has died is replaced by its watcher, which tells the
+        // successor of every group.
+        if pipe.write_all(line.as_bytes()).is_err() {
+            self.pipe = None;
+        }
+    }
+}
+
+fn unavailable(doing: &str, error: std::io::Error) -> Error {
+    Error::Unavailable { doing: doing.to_owned(), source: error.into() }
+}
+
+/// What the warden process does: reads `MILLHAND_WARDEN_OF`, the ttl and the
+/// database from its environment, and its worker from stdin. Returns when its
+/// work is done.
+pub fn run() -> Result<(), Error> {
+    let missing = || Error::Config("the warden is started by a worker, not by hand".to_owned());
+    let process = std::env::var("MILLHAND_WARDEN_OF").map_err(|_| missing())?;
+    let ttl = std::env::var("MILLHAND_TTL")
+        .ok()
+        .and_then(|ttl| humantime::parse_duration(&ttl).ok())
+        .ok_or_else(missing)?;
+    // A stopping system signals everyone at once; the worker's children may
+    // still need their warden, which ends when its worker has.
+    for signal in
+        [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP]
+    {
+        let ignored = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        signal_hook::flag::register(signal, ignored)
+            .map_err(|error| unavailable("could not ignore a signal", error))?;
+    }
+    let stdin = std::io::stdin();
+    let mut groups = HashSet::new();
+    if watch(&mut BufReader::new(stdin.lock()), &process, ttl.mul_f64(LEASE_SHARE), &mut groups) {
+        return Ok(());
+    }
+    kill_all(&process, &groups);
+    settle(&process, ttl)
+}
+
+/// Follows the worker until it ends; true if it took its leave.
+fn watch(
+    input: &mut (impl BufRead + Waitable),
+    process: &str,
+    lease: Duration,
+    groups: &mut HashSet<i32>,
+) -> bool {
+    let mut lease_end = Instant::now() + lease;
+    let mut line = String::new();
+    loop {
+        if !input.has_line_within(lease_end.saturating_duration_since(Instant::now())) {
+            kill_all(process, groups);
+            // Frozen or cut off: nothing to do until it comes back or ends.
+            lease_end = Instant::now() + Duration::from_secs(3600);
+            continue;
+        }
+        line.clear();
+        match input.read_line(&mut line) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return false,
+        }
+        match line.trim_end() {
+            "end" => return true,
+            "renew" => lease_end = Instant::now() + lease,
+            line => {
+                let number = line.get(1..).and_then(|number| number.parse().ok());
+                match (line.chars().next(), number) {
+                    (Some('+'), Some(group)) => {
+                        groups.insert(group);
+                    }
+                    (Some('-'), Some(group)) => {
+                        groups.remove(&group);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A buffered reader over a descriptor that can be waited for.
+trait Waitable {
+    fn has_line_within(&self, time: Duration) -> bool;
+}
+
+impl<R: std::io::Read + AsFd> Waitable for BufReader<R> {
+    fn has_line_within(&self, time: Duration) -> bool {
+        if !self.buffer().is_empty() {
+            return true;
+        }
+        let timeout =
+            Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        let mut fds = [PollFd::new(self.get_ref(), PollFlags::IN)];
+        !matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(0))
+    }
+}
+
+/// Kills the groups, and then whatever bears the worker's mark, until a look
+/// finds nothing more.
+fn kill_all(process: &str, groups: &HashSet<i32>) {
+    for group in groups.iter().filter_map(|group| Pid::from_raw(*group)) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    let mark = format!("MILLHAND_PROCESS={process}");
+    // A child between fork and exec gets its mark a moment later: two clean
+    // looks in a row, a little apart.
+    let mut n_clean = 0;
+    while n_clean < 2 {
+        if kill_marked(mark.as_bytes()) {
+            n_clean = 0;
+        } else {
+            n_clean += 1;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Kills every process that has this mark in its environment; whether there
+/// was one.
+fn kill_marked(mark: &[u8]) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
+    let mut found = false;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        // Opened before the look, so that the signal cannot hit a successor.
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        if environment.split(|byte| *byte == 0).any(|variable| variable == mark) {
+            found = true;
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    }
+    found
+}
+
+/// Ends the tasks of the dead worker in the table. Tries for as long as nobody
+/// else would do it.
+fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
+    let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
+    let deadline = Instant::now() + ttl;
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let settled = db::connect(&url, "millhand warden").and_then(|mut client| {
+            client
+                .execute(include_str!("../../sql/queries/settle_process.sql"), &[&process])
+                .map_err(|error| Error::postgres("could not settle a dead worker's tasks", error))
+        });
+        match settled {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_unavailable() && Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
