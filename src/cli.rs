@@ -11,8 +11,10 @@ use clap::{Args, Parser, Subcommand};
 use millhand::{Config, Error, db, migrate as schema};
 use postgres::Client;
 
+mod dev;
 mod dispatch;
 mod migrate;
+mod oracle;
 pub(crate) mod output;
 mod status;
 mod task;
@@ -63,6 +65,8 @@ enum Command {
     Workers(status::WorkersArgs),
     /// Create or upgrade the tables
     Migrate(migrate::MigrateArgs),
+    /// Start private servers, and run a worker or a command on them
+    Dev(dev::DevArgs),
 }
 
 /// Why a subcommand ended early.
@@ -95,6 +99,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::run_status(&global, &args),
         Command::Workers(args) => status::run_workers(&global, &args),
         Command::Migrate(args) => migrate::run(&global, &args),
+        Command::Dev(args) => dev::run(&global, &args),
     }
 }
 

@@ -50,6 +50,7 @@ apk) missing=$(packages "postgresql postgresql-contrib" redis) ;;
 *) missing=$(packages "the Postgres server (initdb, postgres)" "the Redis server (redis-server)") ;;
 esac
 
+missing=${missing% }
 if [ "$(id -u)" = 0 ]; then
     as_root=env
 elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
