@@ -19,6 +19,7 @@ pub(crate) mod output;
 mod status;
 mod task;
 mod wait;
+mod worker;
 
 /// Run background tasks from one Postgres table, without a broker
 #[derive(Debug, Parser)]
@@ -54,6 +55,8 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run tasks until told to stop
+    Worker(worker::WorkerArgs),
     /// Create a task, or many from stdin, and print the id
     Dispatch(dispatch::DispatchArgs),
     /// List, show, cancel or wait for tasks
@@ -67,6 +70,9 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Start private servers, and run a worker or a command on them
     Dev(dev::DevArgs),
+    /// Outlive a worker for a moment and kill its commands
+    #[command(hide = true)]
+    Warden,
 }
 
 /// Why a subcommand ended early.
@@ -94,6 +100,8 @@ impl From<io::Error> for Failure {
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
+        Command::Worker(args) => worker::run(&args, global.load()?),
+        Command::Warden => Ok(millhand::worker::warden::run().map(|()| ExitCode::SUCCESS)?),
         Command::Dispatch(args) => dispatch::run(&global, args),
         Command::Task(command) => task::run(&global, command),
         Command::Status(args) => status::run_status(&global, &args),
