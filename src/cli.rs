@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use millhand::{Config, Error, db, migrate as schema};
 use postgres::Client;
 
+mod demo;
 mod dev;
 mod dispatch;
 mod migrate;
@@ -70,6 +71,8 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Start private servers, and run a worker or a command on them
     Dev(dev::DevArgs),
+    /// Build package repositories from real files, and check the outcome
+    Demo(demo::DemoArgs),
     /// Outlive a worker for a moment and kill its commands
     #[command(hide = true)]
     Warden,
@@ -108,6 +111,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Workers(args) => status::run_workers(&global, &args),
         Command::Migrate(args) => migrate::run(&global, &args),
         Command::Dev(args) => dev::run(&global, &args),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 

@@ -6,11 +6,11 @@
 # task has the shard for itself: two at once would lose each other's line.
 set -eu
 repository=$1 file=$2 name=$3 shard=$4
+mkdir -p "$repository/incoming"
 cd "$repository"
 
 # Copy first, so that what is hashed is what is stored. If the task is killed,
 # it leaves a file in incoming/ and nothing half done elsewhere.
-mkdir -p incoming
 new=incoming/$MILLHAND_TASK_ID
 cp -- "$file" "$new"
 sum=$(sha256sum <"$new")

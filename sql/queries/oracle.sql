@@ -8,9 +8,8 @@
 --     exclusively starts after all earlier tasks have ended, who shares it
 --     after all earlier exclusive ones have. Those that were canceled before
 --     they started count too.
---     The clock of finished_at is read before the commit, so where the server
---     keeps commit times (track_commit_timestamp), they count: the last change
---     of a final row is the one that made it final.
+--     One transaction may end a task and start the next one, which then both
+--     become visible at once: the two times come from one clock, in that order.
 -- R4. A task starts at most once.
 -- States. The columns say the same as the state.
 WITH ended AS MATERIALIZED (
@@ -18,9 +17,6 @@ WITH ended AS MATERIALIZED (
            -- In microseconds, to be kept beside an id; incomplete tasks have
            -- not ended for a long time to come.
            CASE WHEN finished_at IS NULL THEN 9223372036854775807
-                WHEN current_setting('track_commit_timestamp') = 'on'
-                THEN (extract(epoch FROM greatest(finished_at, pg_xact_commit_timestamp(xmin)))
-                      * 1000000)::bigint
                 ELSE (extract(epoch FROM finished_at) * 1000000)::bigint
            END AS end_time
       FROM millhand.task
