@@ -11,4 +11,6 @@ mod housekeeping;
 mod migrate;
 /// The oracle can fail.
 mod oracle;
+/// Which tasks run at each step, for every worker type.
+mod scenarios;
 mod support;
