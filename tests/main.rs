@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+/// The command line: help, what it prints, refused input, exit codes.
+mod cli;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
 /// The safety poll never leaves out what waits.
