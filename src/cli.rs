@@ -11,8 +11,11 @@ use clap::{Args, Parser, Subcommand};
 use millhand::{Config, Error, db, migrate as schema};
 use postgres::Client;
 
+mod demo;
+mod dev;
 mod dispatch;
 mod migrate;
+mod oracle;
 pub(crate) mod output;
 mod status;
 mod task;
@@ -73,6 +76,10 @@ enum Command {
     Workers(status::WorkersArgs),
     /// Create or upgrade the tables
     Migrate(migrate::MigrateArgs),
+    /// Start private servers, and run a worker or a command on them
+    Dev(dev::DevArgs),
+    /// Build package repositories from real files, and check the outcome
+    Demo(demo::DemoArgs),
     /// Outlive a worker for a moment and kill its commands
     #[command(hide = true)]
     Warden,
@@ -110,6 +117,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::run_status(&global, &args),
         Command::Workers(args) => status::run_workers(&global, &args),
         Command::Migrate(args) => migrate::run(&global, &args),
+        Command::Dev(args) => dev::run(&global, &args),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 

@@ -1,0 +1,41 @@
+# The demo's repositories are built from cargo's download cache; any directory
+# with files will do: make demo DIR=...
+CARGO ?= cargo
+N ?= 20
+
+.PHONY: help setup build check fmt test demo bench schema doc soak
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## Install the Postgres and Redis servers if they are missing
+	@sh tests/support/install-servers.sh
+
+build: ## Build the program
+	$(CARGO) build --locked
+
+check: ## Check format and lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+fmt: ## Format
+	$(CARGO) fmt
+
+test: setup ## Run all tests, on private servers
+	$(CARGO) test --locked
+
+demo: setup ## Build package repositories from real archives, and check the outcome
+	$(CARGO) run --locked --release -- demo $(DIR)
+
+bench: setup ## Measure, beside the physical limit
+	$(CARGO) run --locked --release -- dev -- millhand bench all
+
+schema: setup ## Rewrite sql/schema.sql from the migrations
+	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test main schema
+
+doc: ## Build the documentation of the library
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+soak: setup ## Repeat the tests N times
+	$(CARGO) test --locked --no-run
+	for n in $$(seq $(N)); do echo "round $$n"; $(CARGO) test --locked || exit; done
