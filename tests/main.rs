@@ -13,6 +13,10 @@ mod housekeeping;
 mod migrate;
 /// The oracle can fail.
 mod oracle;
+/// How tasks end, and what whoever waits for them is told.
+mod outcomes;
+/// Random queues keep the order and leave nothing behind.
+mod property;
 /// Which tasks run at each step, for every worker type.
 mod scenarios;
 mod support;
