@@ -76,6 +76,8 @@ WITH ended AS MATERIALIZED (
            ELSE true
            END
         OR (finished_at IS NOT NULL) <> (state IN ('completed', 'failed', 'canceled'))
+        OR (position IS NULL AND started_at IS NOT NULL)
+        OR (owner IS NOT NULL AND owner NOT IN (SELECT id FROM millhand.worker))
         OR started_at < created_at OR finished_at < created_at OR finished_at < started_at
 )
 SELECT rule, task, other, detail FROM violation ORDER BY rule, task
