@@ -44,13 +44,20 @@ pub(crate) struct Cli {
 pub(crate) struct Global {
     /// Read settings from FILE (default: ./millhand.toml or
     /// /etc/millhand/millhand.toml, MILLHAND_CONFIG)
-    #[arg(long, value_name = "FILE", global = true, env = "MILLHAND_CONFIG", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        global = true,
+        help_heading = "Global options",
+        env = "MILLHAND_CONFIG",
+        hide_env = true
+    )]
     config: Option<PathBuf>,
     /// Use the Postgres at URL (MILLHAND_DATABASE_URL)
     ///
     /// Every user of this machine can read the arguments of a program: give a
     /// password in the environment or the config file instead.
-    #[arg(long, value_name = "URL", global = true)]
+    #[arg(long, value_name = "URL", global = true, help_heading = "Global options")]
     database_url: Option<String>,
 }
 

@@ -20,6 +20,10 @@ BEGIN
             cardinality(exclusive) + cardinality(shared)
             USING ERRCODE = 'check_violation';
     END IF;
+    IF array_ndims(exclusive) > 1 OR array_ndims(shared) > 1 THEN
+        RAISE EXCEPTION 'task `%` names its resources in lists of lists; one list is expected',
+            left(name, 100) USING ERRCODE = 'check_violation';
+    END IF;
     FOREACH resource IN ARRAY exclusive || shared LOOP
         IF coalesce(resource, '') = '' THEN
             RAISE EXCEPTION 'task `%` names an empty resource', left(name, 100)

@@ -1,5 +1,8 @@
 -- Ends a task that this worker owns and returns its final state; null if the
 -- worker does not own it any more (nothing is written then).
+-- Whoever has an owner is running or canceling, by the table's CHECK. The
+-- condition on the owner is written so that no index but the primary key can
+-- serve it: the others are thick with remains of what this worker ran before.
 -- A task that somebody asked to cancel ends `canceled`, however its handler
 -- ended.
 CREATE OR REPLACE FUNCTION millhand.finish_task(
@@ -15,7 +18,7 @@ BEGIN
            result = CASE state WHEN 'canceling' THEN NULL ELSE task_result END,
            error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
            log = task_log, owner = NULL, finished_at = clock_timestamp()
-     WHERE id = task_id AND owner = worker_id AND state IN ('running', 'canceling')
+     WHERE id = task_id AND owner IS NOT DISTINCT FROM worker_id
     RETURNING state, exclusive, shared INTO ended;
     IF NOT FOUND THEN
         RETURN NULL;

@@ -2,6 +2,9 @@
 -- that it gets; its columns are returned, or nulls.
 -- With `look_further`, `more` says that yet another waiting task looked free,
 -- whoever has a handler for it.
+-- A look ends after 200 tasks that could not start, unless it is `deep`: where
+-- that many wait, the next one to end is near, and one worker of each process
+-- looks deep for all (next_task).
 -- `inconclusive` says that a task which looked free was in somebody's hands
 -- for the moment, or that the look ended before the queue did: look again soon.
 --
@@ -18,6 +21,7 @@
 -- `low` may be any position below which nothing is incomplete (low_water).
 CREATE OR REPLACE FUNCTION millhand.claim_task(
     worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean,
+    deep boolean,
     OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[],
     OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer,
     OUT more boolean, OUT inconclusive boolean
@@ -49,6 +53,8 @@ BEGIN
                 -- Others may have a handler; it keeps its place.
                 more := look_further;
             ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
+                -- The state comes as a value, not as a constant, so that the
+                -- primary key is the only index that can serve this.
                 -- Nobody waits here for a row that somebody else keeps locked,
                 -- such as a cancel in a transaction that stays open.
                 UPDATE millhand.task t
@@ -56,7 +62,7 @@ BEGIN
                        fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
                        started_at = clock_timestamp()
                  WHERE t.id = (SELECT w.id FROM millhand.task w
-                                WHERE w.id = candidate.id AND w.state = 'waiting'
+                                WHERE w.id = candidate.id AND w.state = candidate.state
                                   FOR NO KEY UPDATE SKIP LOCKED)
                 RETURNING t.id, t.name, t.args, t.exclusive, t.shared, t.fence, t.attempt
                      INTO task_id, task_name, task_args, task_exclusive, task_shared,
@@ -70,6 +76,7 @@ BEGIN
             END IF;
         END IF;
         n_passed := n_passed + 1;
+        EXIT WHEN n_passed = 200 AND NOT deep;
         IF n_passed > 20 THEN
             -- A long look: keep the two lists short, and mind the time.
             IF n_passed % 20 = 0 AND clock_timestamp() > deadline THEN

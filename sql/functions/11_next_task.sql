@@ -5,7 +5,7 @@
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
 -- that who dispatches can see that somebody must be woken (ring). The worker
--- hangs the bell first (`hang_bell`) and looks once more afterwards. A dispatch
+-- hangs the bell first (`hang_bell`) and looks once more afterwards, deep. A dispatch
 -- that saw no bell and has not committed yet would then go unnoticed, but it
 -- holds dispatching_lock until its end, so an exclusive try for that tells of
 -- it, and the look was `inconclusive`.
@@ -43,7 +43,7 @@ BEGIN
     look_further := idle_siblings OR millhand.bell_hangs();
     SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
                   task_attempt, more, inconclusive
-      FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further);
+      FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
     IF task_id IS NULL AND hang_bell THEN
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
         bell_hung := true;
@@ -55,7 +55,7 @@ BEGIN
                c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive
           INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
                task_attempt, more, inconclusive
-          FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further) AS c;
+          FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, true) AS c;
         IF task_id IS NOT NULL THEN
             PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
             bell_hung := false;

@@ -37,10 +37,11 @@ $$;
 -- start there and so never walk over the remains of finished tasks, which
 -- cannot be cleaned away while an old transaction is open. A position that is
 -- drawn but not committed is invisible yet, so low follows in two steps. A poll
--- notes the last position drawn (`mark`) and then the next transaction id
+-- notes the last position drawn (`mark`) and then draws a transaction id
 -- (`mark_xid`); dispatch gets its transaction id before its position, so once
 -- every transaction below mark_xid has ended, whatever has a position up to the
--- mark can be seen.
+-- mark can be seen. (The end of a snapshot would not do for mark_xid: it only
+-- follows the last transaction that has ended, and open ones may be beyond.)
 CREATE OR REPLACE FUNCTION millhand.poll(
     process text, INOUT low bigint, INOUT mark bigint, INOUT mark_xid bigint,
     OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean
@@ -50,6 +51,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     own record;
     first_incomplete bigint;
+    drawn bigint;
 BEGIN
     canceling := ARRAY(SELECT t.id FROM millhand.worker w
                          JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
@@ -68,8 +70,14 @@ BEGIN
              ORDER BY t.position LIMIT 1;
             low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
         END IF;
-        SELECT s.last_value INTO mark FROM millhand.task_position s;
-        mark_xid := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+        -- Before the first draw of all, last_value is what will be drawn.
+        SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO drawn
+          FROM millhand.task_position s;
+        -- An idle fleet draws no transaction ids.
+        IF mark IS DISTINCT FROM drawn THEN
+            mark := drawn;
+            mark_xid := pg_current_xact_id()::text::bigint;
+        END IF;
     END IF;
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low

@@ -2,7 +2,7 @@
 -- violation; none means that all was right. It reads the history after a run
 -- and knows nothing of how workers decide.
 --
--- R1. If two tasks conflict, the later one starts after the final state of the
+-- order. If two tasks conflict, the later one starts after the final state of the
 --     earlier one is committed. Two tasks that share a name conflict by it if
 --     one of them needs it exclusively, so for each name: who needs it
 --     exclusively starts after all earlier tasks have ended, who shares it
@@ -10,8 +10,8 @@
 --     they started count too.
 --     One transaction may end a task and start the next one, which then both
 --     become visible at once: the two times come from one clock, in that order.
--- R4. A task starts at most once.
--- States. The columns say the same as the state.
+-- one start. A task starts at most once.
+-- state. The columns say the same as the state.
 WITH ended AS MATERIALIZED (
     SELECT id, position, exclusive, shared, started_at,
            -- In microseconds, to be kept beside an id; incomplete tasks have
@@ -40,7 +40,7 @@ WITH ended AS MATERIALIZED (
     WINDOW earlier AS (PARTITION BY name ORDER BY position
                        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ), violation AS (
-    SELECT 'R1' AS rule, id AS task, last[2] AS other,
+    SELECT 'order' AS rule, id AS task, last[2] AS other,
            format('started at %s, but the earlier one of resource `%s`, now %s, ended %s',
                   started_at, left(name, 100),
                   (SELECT state FROM millhand.task other WHERE other.id = last[2]),
@@ -49,16 +49,18 @@ WITH ended AS MATERIALIZED (
       FROM seen
      WHERE last[1] > (extract(epoch FROM started_at) * 1000000)::bigint
      UNION ALL
-    SELECT 'R4', id, NULL, format('started %s times', attempt)
-      FROM millhand.task WHERE attempt > 1
+    SELECT 'one start', id, NULL,
+           format('%s attempts, fencing token %s', attempt, coalesce(fence::text, 'none'))
+      FROM millhand.task
+     WHERE attempt > 1 OR (started_at IS NOT NULL AND (attempt < 1 OR fence IS NULL))
      UNION ALL
-    SELECT 'R4', max(id), min(id), format('two starts with fence %s', fence)
+    SELECT 'one start', max(id), min(id), format('two starts with fence %s', fence)
       FROM millhand.task WHERE fence IS NOT NULL GROUP BY fence HAVING count(*) > 1
      UNION ALL
-    SELECT 'order', max(id), min(id), format('two tasks have position %s', position)
+    SELECT 'one position', max(id), min(id), format('two tasks have position %s', position)
       FROM millhand.task WHERE position IS NOT NULL GROUP BY position HAVING count(*) > 1
      UNION ALL
-    SELECT 'states', id, NULL,
+    SELECT 'state', id, NULL,
            format('%s, but position %s, owner %s, attempt %s, created %s, started %s, finished %s',
                   state, coalesce(position::text, 'none'), coalesce(owner::text, 'none'), attempt,
                   created_at, coalesce(started_at::text, 'never'), coalesce(finished_at::text, 'never'))

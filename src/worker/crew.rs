@@ -100,14 +100,28 @@ impl Crew {
         }
     }
 
-    /// There may be work: wakes one worker, unless all are busy anyway.
+    /// There may be work: wakes one worker, unless turns are under way that
+    /// will see to it.
     pub(crate) fn ring(&self) {
         let mut state = self.lock();
         state.reasons += 1;
-        let woken = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
-        if let Some(worker) = woken.or_else(|| state.idle.last().copied()) {
+        let sentinel = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
+        let any = state.idle.last().copied().filter(|_| state.turns_under_way == 0);
+        if let Some(worker) = sentinel.or(any) {
             self.wake(&mut state, worker);
         }
+    }
+
+    /// A worker has come. Enough turns may be under way without it; then it
+    /// waits to be woken, like any idle one.
+    pub(crate) fn join(&self, worker: usize) -> Rest {
+        let mut state = self.lock();
+        if state.turns_under_way < MAX_TURNS_UNDER_WAY {
+            return Rest::Again;
+        }
+        state.reasons += 1;
+        state.idle.push(worker);
+        Rest::Wait(None)
     }
 
     /// A worker takes a turn.
@@ -142,20 +156,19 @@ impl Crew {
             // anyone here is idle; but as long as a turn is under way its end
             // will see to that, and waking somebody for it would soon have
             // woken everybody.
-            let wanted = found.more && state.turns_under_way < MAX_TURNS_UNDER_WAY
+            let more = found.more || state.reasons != plan.reasons;
+            let wanted = more && state.turns_under_way < MAX_TURNS_UNDER_WAY
                 || state.sentinel.is_none() && state.turns_under_way == 0;
             match state.idle.last().copied() {
                 Some(idle) if wanted => self.wake(&mut state, idle),
-                _ if found.more => state.reasons += 1,
+                _ if more => state.reasons += 1,
                 _ => {}
             }
             return Rest::Again;
         }
-        if state.reasons != plan.reasons {
-            return Rest::Again;
-        }
-        if state.sentinel.is_none() {
-            // Its predecessor found work while this turn was under way.
+        let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
+        // Without a sentinel, its predecessor found work meanwhile.
+        if !enough && (state.reasons != plan.reasons || state.sentinel.is_none()) {
             return Rest::Again;
         }
         state.idle.push(worker);

@@ -80,6 +80,7 @@ fn work_session(
 ) -> Exit {
     let mut ended: Option<Ended> = None;
     let mut n_failures = 0;
+    shared.rest(inbox, shared.crew.join(index));
     loop {
         let wanted = !inbox.is_draining();
         if !wanted && ended.is_none() {

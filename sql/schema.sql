@@ -1,0 +1,692 @@
+CREATE SCHEMA millhand;
+
+CREATE FUNCTION millhand.beat(process text) RETURNS SETOF bigint
+    LANGUAGE sql
+    AS $_$
+    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE process = $1 RETURNING id
+$_$;
+
+CREATE FUNCTION millhand.bell_hangs() RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF pg_try_advisory_lock(millhand.bell_lock()) THEN
+        PERFORM pg_advisory_unlock(millhand.bell_lock());
+        RETURN false;
+    END IF;
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION millhand.bell_lock() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$SELECT hashint8extended(1, 7305)$$;
+
+CREATE FUNCTION millhand.cancel(id bigint) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    found_state text;
+BEGIN
+    LOOP
+        UPDATE millhand.task SET state = 'canceled', finished_at = clock_timestamp()
+         WHERE id = cancel.id AND state IN ('scheduled', 'waiting');
+        IF FOUND THEN
+            -- Tasks behind it may be free now.
+            PERFORM millhand.ring();
+            RETURN 'canceled';
+        END IF;
+        UPDATE millhand.task SET state = 'canceling'
+         WHERE id = cancel.id AND state = 'running';
+        IF FOUND THEN
+            PERFORM pg_notify('millhand_cancel', cancel.id::text);
+            RETURN 'canceling';
+        END IF;
+        SELECT state INTO found_state FROM millhand.task WHERE id = cancel.id;
+        IF NOT FOUND OR found_state NOT IN ('scheduled', 'waiting', 'running') THEN
+            RETURN found_state;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION millhand.check_task(name text, args jsonb, exclusive text[], shared text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    resource text;
+BEGIN
+    IF coalesce(name, '') = '' THEN
+        RAISE EXCEPTION 'a task needs a name' USING ERRCODE = 'check_violation';
+    END IF;
+    IF pg_column_size(args) > 1048576 THEN
+        RAISE EXCEPTION 'the arguments of task `%` take % bytes, at most 1048576 (1 MiB) are allowed; '
+            'store large data elsewhere and pass where it is', left(name, 100), pg_column_size(args)
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF cardinality(exclusive) + cardinality(shared) > 256 THEN
+        RAISE EXCEPTION 'task `%` names % resources, at most 256 are allowed; '
+            'name a larger thing that contains them', left(name, 100),
+            cardinality(exclusive) + cardinality(shared)
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF array_ndims(exclusive) > 1 OR array_ndims(shared) > 1 THEN
+        RAISE EXCEPTION 'task `%` names its resources in lists of lists; one list is expected',
+            left(name, 100) USING ERRCODE = 'check_violation';
+    END IF;
+    FOREACH resource IN ARRAY exclusive || shared LOOP
+        IF coalesce(resource, '') = '' THEN
+            RAISE EXCEPTION 'task `%` names an empty resource', left(name, 100)
+                USING ERRCODE = 'check_violation';
+        ELSIF length(resource) > 1000 THEN
+            RAISE EXCEPTION 'task `%` names a resource of % characters (`%...`), at most 1000 are allowed',
+                left(name, 100), length(resource), left(resource, 20)
+                USING ERRCODE = 'check_violation';
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    candidate record;
+    reserved_exclusive text[] := '{}';
+    reserved text[] := '{}';
+    n_passed integer := 0;
+    -- Shutdown and the next dispatch never wait longer than this for a look.
+    deadline CONSTANT timestamptz := clock_timestamp() + interval '250 milliseconds';
+BEGIN
+    more := false;
+    inconclusive := false;
+    FOR candidate IN
+        SELECT t.id, t.name, t.state, t.exclusive, t.shared
+          FROM millhand.task t
+         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
+         ORDER BY t.position
+    LOOP
+        IF candidate.state = 'waiting'
+           AND NOT (candidate.exclusive && reserved OR candidate.shared && reserved_exclusive)
+        THEN
+            IF task_id IS NOT NULL THEN
+                more := true;
+                RETURN;
+            ELSIF candidate.name <> ALL (handlers) THEN
+                -- Others may have a handler; it keeps its place.
+                more := look_further;
+            ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
+                -- Nobody waits here for a row that somebody else keeps locked,
+                -- such as a cancel in a transaction that stays open.
+                UPDATE millhand.task t
+                   SET state = 'running', owner = worker_id, worker = worker_name,
+                       fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
+                       started_at = clock_timestamp()
+                 WHERE t.id = (SELECT w.id FROM millhand.task w
+                                WHERE w.id = candidate.id AND w.state = 'waiting'
+                                  FOR NO KEY UPDATE SKIP LOCKED)
+                RETURNING t.id, t.name, t.args, t.exclusive, t.shared, t.fence, t.attempt
+                     INTO task_id, task_name, task_args, task_exclusive, task_shared,
+                          task_fence, task_attempt;
+                IF NOT FOUND THEN
+                    PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
+                    inconclusive := true;
+                ELSIF NOT look_further OR more THEN
+                    RETURN;
+                END IF;
+            END IF;
+        END IF;
+        n_passed := n_passed + 1;
+        IF n_passed > 20 THEN
+            -- A long look: keep the two lists short, and mind the time.
+            IF n_passed % 20 = 0 AND clock_timestamp() > deadline THEN
+                inconclusive := true;
+                RETURN;
+            END IF;
+            CONTINUE WHEN candidate.exclusive <@ reserved_exclusive AND candidate.shared <@ reserved;
+        END IF;
+        reserved_exclusive := reserved_exclusive || candidate.exclusive;
+        reserved := reserved || candidate.exclusive;
+        IF candidate.shared <> '{}' THEN
+            reserved := reserved || candidate.shared;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION millhand.dispatch(name text, args jsonb DEFAULT '{}'::jsonb, exclusive text[] DEFAULT '{}'::text[], shared text[] DEFAULT '{}'::text[]) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    task_id bigint;
+    task_args jsonb := coalesce(dispatch.args, '{}');
+    task_exclusive text[] := coalesce(dispatch.exclusive, '{}');
+    task_shared text[] := coalesce(dispatch.shared, '{}');
+BEGIN
+    PERFORM millhand.check_task(dispatch.name, task_args, task_exclusive, task_shared);
+    -- Whoever has drawn a position has a transaction id by then: see low_water.
+    PERFORM pg_current_xact_id();
+    -- First of all locks, and before the bell is looked at: see next_task.
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    -- Most tasks name one resource or none: nothing to fold, nothing to sort.
+    IF cardinality(task_exclusive) + cardinality(task_shared) > 1 THEN
+        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_exclusive
+          FROM unnest(task_exclusive) AS r;
+        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_shared
+          FROM unnest(task_shared) AS r WHERE r <> ALL (task_exclusive);
+        PERFORM millhand.lock_places(task_exclusive, task_shared);
+    ELSIF cardinality(task_exclusive) = 1 THEN
+        PERFORM pg_advisory_xact_lock(millhand.place_lock(task_exclusive[array_lower(task_exclusive, 1)]));
+    ELSIF cardinality(task_shared) = 1 THEN
+        PERFORM pg_advisory_xact_lock_shared(millhand.place_lock(task_shared[array_lower(task_shared, 1)]));
+    END IF;
+    INSERT INTO millhand.task (name, args, exclusive, shared, position)
+    VALUES (dispatch.name, task_args, task_exclusive, task_shared, nextval('millhand.task_position'))
+    RETURNING id INTO task_id;
+    PERFORM millhand.ring();
+    RETURN task_id;
+END
+$$;
+
+CREATE FUNCTION millhand.dispatch_many(tasks jsonb) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    all_exclusive text[];
+    all_shared text[];
+    unknown text;
+BEGIN
+    IF jsonb_typeof(tasks) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'expected a JSON array of tasks' USING ERRCODE = 'check_violation';
+    END IF;
+    SELECT key INTO unknown
+      FROM jsonb_array_elements(tasks) AS task, jsonb_object_keys(task) AS key
+     WHERE key NOT IN ('name', 'args', 'exclusive', 'shared') LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'unknown key `%` in a task; known are name, args, exclusive and shared', unknown
+            USING ERRCODE = 'check_violation';
+    END IF;
+    PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
+       FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[]);
+    PERFORM pg_current_xact_id();
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    SELECT array_agg(DISTINCT r) FILTER (WHERE wanted.exclusive),
+           array_agg(DISTINCT r) FILTER (WHERE NOT wanted.exclusive)
+      INTO all_exclusive, all_shared
+      FROM jsonb_to_recordset(tasks) AS t(exclusive text[], shared text[])
+     CROSS JOIN LATERAL (SELECT r, true AS exclusive FROM unnest(t.exclusive) AS r
+                          UNION ALL SELECT r, false FROM unnest(t.shared) AS r) AS wanted;
+    PERFORM millhand.lock_places(coalesce(all_exclusive, '{}'), coalesce(all_shared, '{}'));
+    -- The sort stands in a subquery, so that ids and positions are drawn in
+    -- the order of the array.
+    RETURN QUERY
+        INSERT INTO millhand.task (name, args, exclusive, shared, position)
+        SELECT t.name, t.args, t.exclusive, t.shared, nextval('millhand.task_position')
+          FROM (SELECT given.name, coalesce(given.args, '{}') AS args, folded.exclusive, folded.shared
+                  FROM ROWS FROM (jsonb_to_recordset(tasks)
+                                  AS (name text, args jsonb, exclusive text[], shared text[]))
+                       WITH ORDINALITY AS given(name, args, exclusive, shared, number)
+                 CROSS JOIN LATERAL
+                       (SELECT coalesce(array_agg(DISTINCT r), '{}') AS exclusive
+                          FROM unnest(given.exclusive) AS r) AS e
+                 CROSS JOIN LATERAL
+                       (SELECT e.exclusive,
+                               coalesce(array_agg(DISTINCT r), '{}') AS shared
+                          FROM unnest(given.shared) AS r
+                         WHERE r <> ALL (e.exclusive)) AS folded
+                 ORDER BY given.number) AS t
+        RETURNING id;
+    PERFORM millhand.ring();
+END
+$$;
+
+CREATE FUNCTION millhand.dispatching_lock() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$SELECT hashint8extended(2, 7305)$$;
+
+CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    ended record;
+    resource text;
+BEGIN
+    UPDATE millhand.task
+       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE outcome END,
+           result = CASE state WHEN 'canceling' THEN NULL ELSE task_result END,
+           error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
+           log = task_log, owner = NULL, finished_at = clock_timestamp()
+     WHERE id = task_id AND owner = worker_id AND state IN ('running', 'canceling')
+    RETURNING state, exclusive, shared INTO ended;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- Locks must outlive the commit of the final state, and not by a moment
+    -- more. The session holds them; asking again for the transaction is free,
+    -- and lets the session let go: Postgres then releases them right after
+    -- the commit has become visible.
+    PERFORM pg_advisory_xact_lock(millhand.task_lock(task_id));
+    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+    FOREACH resource IN ARRAY ended.exclusive LOOP
+        PERFORM pg_advisory_xact_lock(millhand.resource_lock(resource));
+        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+    END LOOP;
+    FOREACH resource IN ARRAY ended.shared LOOP
+        PERFORM pg_advisory_xact_lock_shared(millhand.resource_lock(resource));
+        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+    END LOOP;
+    RETURN ended.state;
+END
+$$;
+
+CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    RETURN CASE state
+        WHEN 'scheduled' THEN owner IS NULL AND finished_at IS NULL
+        WHEN 'waiting' THEN task_position IS NOT NULL AND owner IS NULL AND finished_at IS NULL
+        WHEN 'running' THEN task_position IS NOT NULL AND owner IS NOT NULL
+                            AND started_at IS NOT NULL AND finished_at IS NULL
+        WHEN 'canceling' THEN task_position IS NOT NULL AND owner IS NOT NULL
+                              AND started_at IS NOT NULL AND finished_at IS NULL
+        WHEN 'completed' THEN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL
+        WHEN 'failed' THEN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL
+        WHEN 'canceled' THEN owner IS NULL AND finished_at IS NOT NULL
+        ELSE false
+    END;
+END
+$$;
+
+CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    DELETE FROM millhand.worker WHERE id = worker_id;
+    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+END
+$$;
+
+CREATE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS void
+    LANGUAGE sql
+    AS $_$
+    SELECT CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
+                ELSE pg_advisory_xact_lock_shared(place.key) END
+      FROM (SELECT key, bool_or(needed.exclusive) AS exclusive
+              FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
+                      FROM unnest($1) AS name
+                     UNION ALL
+                    SELECT millhand.place_lock(name), false FROM unnest($2) AS name) needed
+             GROUP BY key ORDER BY key) place
+$_$;
+
+CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT ended_state text, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT bell_hung boolean) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    look_further boolean;
+BEGIN
+    more := false;
+    inconclusive := false;
+    bell_hung := false;
+    IF take_bell_down THEN
+        PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
+    END IF;
+    IF ended_task IS NOT NULL THEN
+        ended_state := millhand.finish_task(
+            worker_id, ended_task, outcome, task_result, task_error, task_log);
+        IF ended_state IS NULL THEN
+            RETURN;
+        END IF;
+    END IF;
+    IF NOT wanted THEN
+        -- This worker leaves: what its task kept waiting is for others.
+        PERFORM millhand.ring();
+        RETURN;
+    END IF;
+    look_further := idle_siblings OR millhand.bell_hangs();
+    SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
+                  task_attempt, more, inconclusive
+      FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further);
+    IF task_id IS NULL AND hang_bell THEN
+        PERFORM pg_advisory_lock_shared(millhand.bell_lock());
+        bell_hung := true;
+        inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
+        IF NOT inconclusive THEN
+            PERFORM pg_advisory_unlock(millhand.dispatching_lock());
+        END IF;
+        SELECT c.task_id, c.task_name, c.task_args, c.task_exclusive, c.task_shared, c.task_fence,
+               c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive
+          INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
+               task_attempt, more, inconclusive
+          FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further) AS c;
+        IF task_id IS NOT NULL THEN
+            PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
+            bell_hung := false;
+        END IF;
+    END IF;
+    -- Ringing needs a cause of its own, a start or an end; otherwise idle
+    -- processes could wake each other for ever over work that none can do.
+    IF more AND NOT idle_siblings AND (task_id IS NOT NULL OR ended_task IS NOT NULL) THEN
+        PERFORM millhand.ring();
+    END IF;
+END
+$$;
+
+CREATE FUNCTION millhand.place_lock(name text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$SELECT hashint8extended(hashtextextended($1, 7304) & 1023, 7304)$_$;
+
+CREATE FUNCTION millhand.poll(process text, INOUT low bigint, INOUT mark bigint, INOUT mark_xid bigint, OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_variable
+DECLARE
+    own record;
+    first_incomplete bigint;
+    drawn bigint;
+BEGIN
+    canceling := ARRAY(SELECT t.id FROM millhand.worker w
+                         JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
+                        WHERE w.process = poll.process);
+    lost := '{}';
+    FOR own IN SELECT w.id FROM millhand.worker w WHERE w.process = poll.process LOOP
+        IF pg_try_advisory_lock(millhand.worker_lock(own.id)) THEN
+            PERFORM pg_advisory_unlock(millhand.worker_lock(own.id));
+            lost := lost || own.id;
+        END IF;
+    END LOOP;
+    IF mark_xid IS NULL OR pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= mark_xid THEN
+        IF mark_xid IS NOT NULL THEN
+            SELECT t.position INTO first_incomplete FROM millhand.task t
+             WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
+             ORDER BY t.position LIMIT 1;
+            low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
+        END IF;
+        -- Before the first draw of all, last_value is what will be drawn.
+        SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO drawn
+          FROM millhand.task_position s;
+        -- An idle fleet draws no transaction ids.
+        IF mark IS DISTINCT FROM drawn THEN
+            mark := drawn;
+            mark_xid := pg_current_xact_id()::text::bigint;
+        END IF;
+    END IF;
+    waiting := EXISTS (SELECT FROM millhand.task t
+                        WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
+                          AND t.state = 'waiting');
+END
+$$;
+
+CREATE FUNCTION millhand.register_lock() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$SELECT hashint8extended(3, 7305)$$;
+
+CREATE FUNCTION millhand.register_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, previous bigint, begun bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    other record;
+    worker_id bigint;
+BEGIN
+    -- One registration at a time, so that two types cannot pass each other.
+    PERFORM pg_advisory_xact_lock(millhand.register_lock());
+    SELECT name, type INTO other FROM millhand.worker
+     WHERE type <> worker_type AND last_heartbeat + ttl > clock_timestamp() LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
+            'stop those first', worker_type, other.name, other.type
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF previous IS NOT NULL THEN
+        PERFORM millhand.settle_worker(
+            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
+    END IF;
+    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
+    VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
+            register_worker.pid, register_worker.ttl)
+    RETURNING id INTO worker_id;
+    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    RETURN worker_id;
+END
+$$;
+
+CREATE FUNCTION millhand.resource_lock(name text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$SELECT hashtextextended($1, 7301)$_$;
+
+CREATE FUNCTION millhand.ring() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF millhand.bell_hangs() THEN
+        PERFORM pg_notify('millhand_wakeup', '');
+    END IF;
+END
+$$;
+
+CREATE FUNCTION millhand.settle_process(process text) RETURNS integer
+    LANGUAGE sql
+    AS $_$
+    SELECT coalesce(sum(millhand.settle_worker(w.id, format('worker %s has gone missing', w.name))), 0)::integer
+      FROM millhand.worker w WHERE w.process = $1
+$_$;
+
+CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, unbegun boolean DEFAULT false, begun bigint DEFAULT NULL::bigint) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n_settled integer := 0;
+    n_rows integer;
+BEGIN
+    IF unbegun THEN
+        UPDATE millhand.task
+           SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
+               attempt = attempt - 1
+         WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
+        GET DIAGNOSTICS n_settled = ROW_COUNT;
+    END IF;
+    UPDATE millhand.task
+       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
+           error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
+           owner = NULL, finished_at = clock_timestamp()
+     WHERE owner = worker_id AND state IN ('running', 'canceling');
+    GET DIAGNOSTICS n_rows = ROW_COUNT;
+    n_settled := n_settled + n_rows;
+    DELETE FROM millhand.worker WHERE id = worker_id;
+    -- A session that outlived its worker (frozen, or cut off) keeps its locks:
+    -- without this, others would try them in vain until it ends.
+    PERFORM pg_terminate_backend(pid)
+       FROM pg_locks
+      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
+    IF n_settled > 0 THEN
+        PERFORM millhand.ring();
+    END IF;
+    RETURN n_settled;
+END
+$$;
+
+CREATE FUNCTION millhand.sweep() RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n_settled integer := 0;
+    missing record;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(millhand.sweep_lock()) THEN
+        RETURN 0;
+    END IF;
+    FOR missing IN
+        SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
+    LOOP
+        n_settled := n_settled + millhand.settle_worker(
+            missing.id, format('worker %s has gone missing', missing.name));
+    END LOOP;
+    RETURN n_settled;
+END
+$$;
+
+CREATE FUNCTION millhand.sweep_lock() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$SELECT hashint8extended(4, 7305)$$;
+
+CREATE FUNCTION millhand.task_lock(id bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$SELECT hashint8extended($1, 7302)$_$;
+
+CREATE FUNCTION millhand.try_locks(task_id bigint, exclusive text[], shared text[]) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    resource text;
+    n_exclusive integer := 0;
+    n_shared integer := 0;
+    got boolean;
+BEGIN
+    -- A try never waits, so the order of the names does not matter.
+    got := pg_try_advisory_lock(millhand.task_lock(task_id));
+    IF NOT got THEN
+        RETURN false;
+    END IF;
+    FOREACH resource IN ARRAY exclusive LOOP
+        got := pg_try_advisory_lock(millhand.resource_lock(resource));
+        EXIT WHEN NOT got;
+        n_exclusive := n_exclusive + 1;
+    END LOOP;
+    IF got THEN
+        FOREACH resource IN ARRAY shared LOOP
+            got := pg_try_advisory_lock_shared(millhand.resource_lock(resource));
+            EXIT WHEN NOT got;
+            n_shared := n_shared + 1;
+        END LOOP;
+    END IF;
+    IF NOT got THEN
+        PERFORM millhand.unlock(task_id, exclusive[:n_exclusive], shared[:n_shared]);
+    END IF;
+    RETURN got;
+END
+$$;
+
+CREATE FUNCTION millhand.unlock(task_id bigint, exclusive text[], shared text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    resource text;
+BEGIN
+    FOREACH resource IN ARRAY exclusive LOOP
+        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+    END LOOP;
+    FOREACH resource IN ARRAY shared LOOP
+        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+    END LOOP;
+    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+END
+$$;
+
+CREATE FUNCTION millhand.worker_lock(id bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$SELECT hashint8extended($1, 7303)$_$;
+
+CREATE TABLE millhand.migration (
+    version integer NOT NULL,
+    name text NOT NULL,
+    applied_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE millhand.task (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    state text DEFAULT 'waiting'::text NOT NULL,
+    "position" bigint,
+    exclusive text[] DEFAULT '{}'::text[] NOT NULL,
+    shared text[] DEFAULT '{}'::text[] NOT NULL,
+    args jsonb DEFAULT '{}'::jsonb NOT NULL,
+    owner bigint,
+    worker text,
+    fence bigint,
+    attempt integer DEFAULT 0 NOT NULL,
+    progress jsonb,
+    result jsonb,
+    error text,
+    log text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    CONSTRAINT task_consistent CHECK (millhand.is_consistent(state, "position", owner, started_at, finished_at))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON COLUMN millhand.task.owner IS 'The worker row that may end the task.';
+
+COMMENT ON COLUMN millhand.task.worker IS 'Name of the worker that ran it last.';
+
+CREATE SEQUENCE millhand.task_fence
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+COMMENT ON SEQUENCE millhand.task_fence IS 'Fencing tokens: each start of a task draws a higher one.';
+
+ALTER TABLE millhand.task ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME millhand.task_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE SEQUENCE millhand.task_position
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+COMMENT ON SEQUENCE millhand.task_position IS 'Order of waiting tasks; drawn under the dispatch locks of the task''s resources.';
+
+CREATE TABLE millhand.worker (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    type text NOT NULL,
+    process text NOT NULL,
+    hostname text NOT NULL,
+    pid integer NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    last_heartbeat timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ttl interval NOT NULL,
+    CONSTRAINT worker_ttl_positive CHECK ((ttl > '00:00:00'::interval))
+)
+WITH (fillfactor='50');
+
+COMMENT ON COLUMN millhand.worker.process IS 'Drawn at each start of a worker process; the workers of one process share it.';
+
+ALTER TABLE millhand.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME millhand.worker_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+ALTER TABLE ONLY millhand.migration
+    ADD CONSTRAINT migration_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY millhand.task
+    ADD CONSTRAINT task_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY millhand.worker
+    ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
+
+CREATE INDEX task_incomplete ON millhand.task USING btree ("position") WHERE (state = ANY (ARRAY['waiting'::text, 'running'::text, 'canceling'::text]));
+
+CREATE INDEX task_owned ON millhand.task USING btree (owner) WHERE (owner IS NOT NULL);

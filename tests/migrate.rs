@@ -1,0 +1,136 @@
+//! Migrations: from nothing to the golden schema, by many at once, never past
+//! a newer one. Every query is valid against the result.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use millhand::{Error, migrate};
+
+use crate::support::database::Database;
+use crate::support::process::{millhand, run};
+
+/// A dump without what depends on the server's or pg_dump's version.
+fn normalized_dump(database: &Database) -> String {
+    let output = Command::new("pg_dump")
+        .args(["--schema-only", "--no-owner", "--no-privileges", "--schema=millhand"])
+        .arg(database.url())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut text = String::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let varies = ["--", "SET ", "SELECT pg_catalog.set_config", "\\restrict", "\\unrestrict"];
+        if varies.iter().any(|start| line.starts_with(start))
+            || (line.is_empty() && text.ends_with("\n\n"))
+        {
+            continue;
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.trim().to_owned() + "\n"
+}
+
+#[test]
+fn an_empty_database_migrates_to_the_golden_schema() {
+    let database = Database::empty();
+    let mut connection = database.connect();
+    assert_eq!(migrate::current_version(&mut connection).unwrap(), 0);
+    let applied = migrate::migrate(&mut connection).unwrap();
+    assert_eq!(applied.last(), Some(&migrate::known_version()));
+    assert!(migrate::migrate(&mut connection).unwrap().is_empty());
+    migrate::check(&mut connection).unwrap();
+    let found = normalized_dump(&database);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/schema.sql");
+    if std::env::var_os("MILLHAND_WRITE_SCHEMA").is_some() {
+        fs::write(golden, found).unwrap();
+        return;
+    }
+    let expected = fs::read_to_string(golden).unwrap();
+    let differs =
+        found.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
+    assert!(
+        found == expected,
+        "the schema differs from sql/schema.sql, first in line {:?}; if it should, run `make schema`\n{found}",
+        differs.map(|line| line + 1)
+    );
+}
+
+#[test]
+fn sixteen_may_migrate_at_once() {
+    let database = Database::empty();
+    let applied: Vec<i32> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..16)
+            .map(|_| scope.spawn(|| migrate::migrate(&mut database.connect()).unwrap()))
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    // Each migration was applied by one of them.
+    assert_eq!(applied.len(), applied.iter().collect::<std::collections::BTreeSet<_>>().len());
+    migrate::check(&mut database.connect()).unwrap();
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_left_alone() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    connection
+        .batch_execute("INSERT INTO millhand.migration (version, name) VALUES (9999, 'future')")
+        .unwrap();
+    for error in [
+        migrate::check(&mut connection).unwrap_err(),
+        migrate::migrate(&mut connection).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Schema(_)), "{error:?}");
+        assert!(error.to_string().contains("9999, newer than this program knows"), "{error}");
+    }
+}
+
+#[test]
+fn the_check_tells_and_changes_nothing() {
+    let database = Database::empty();
+    let migrate = |flags: &[&str]| {
+        run(millhand(["migrate"]).args(flags).env("MILLHAND_DATABASE_URL", database.url()))
+    };
+    let said = migrate(&["--check"]);
+    assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""));
+    assert!(
+        said.stderr.starts_with("millhand: ") && said.stderr.contains("run `millhand migrate`"),
+        "{said:?}"
+    );
+    let exists: bool = database
+        .connect()
+        .query_one("SELECT to_regnamespace('millhand') IS NOT NULL", &[])
+        .unwrap()
+        .get(0);
+    assert!(!exists);
+    let said = migrate(&[]);
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+    let said = migrate(&["--check"]);
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn every_query_can_be_prepared() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/queries");
+    let mut n_queries = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let sql = fs::read_to_string(&path).unwrap();
+        // What is set for a session is a script; all else is one statement.
+        let result = if path.ends_with("worker_session.sql") {
+            connection.batch_execute(&sql)
+        } else {
+            connection.prepare(&sql).map(drop)
+        };
+        result.unwrap_or_else(|error| {
+            panic!("{}: {}", path.display(), millhand::error::chain(&error))
+        });
+        n_queries += 1;
+    }
+    assert!(n_queries > 5);
+}

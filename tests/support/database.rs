@@ -1,0 +1,186 @@
+//! One private Postgres for a test binary, one database for a test.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex};
+
+use millhand::server::{PostgresOptions, PrivatePostgres};
+use millhand::{NewTask, Task, TaskId, TaskState, client, db, migrate};
+use postgres::Client;
+
+/// Ends with the test binary, by whatever means that ends.
+static SERVER: LazyLock<PrivatePostgres> = LazyLock::new(|| {
+    let server = start_server();
+    // Nobody stops it hard, and databases come and go twice as fast.
+    let mut admin = db::connect(&server.url(), "test").unwrap();
+    admin.execute("ALTER SYSTEM SET fsync = off", &[]).unwrap();
+    admin.execute("SELECT pg_reload_conf()", &[]).unwrap();
+    server
+});
+
+/// Made once for the shared server.
+static TEMPLATE: LazyLock<()> = LazyLock::new(|| make_template(&SERVER.url()));
+
+/// CREATE DATABASE wants the template for itself.
+static CREATING: Mutex<()> = Mutex::new(());
+
+static N_DATABASES: AtomicU32 = AtomicU32::new(0);
+
+const TEMPLATE_NAME: &str = "template_migrated";
+
+/// A private server of its own, for tests that stop it.
+pub(crate) fn start_server() -> PrivatePostgres {
+    PrivatePostgres::start(&PostgresOptions { max_connections: 400 })
+        .unwrap_or_else(|error| panic!("{}", millhand::error::chain(&error)))
+}
+
+/// The same server, another database.
+pub(crate) fn url_of(server_url: &str, database: &str) -> String {
+    server_url.replace("/millhand?", &format!("/{database}?"))
+}
+
+fn make_template(server_url: &str) {
+    let mut admin = db::connect(server_url, "test").unwrap();
+    admin.batch_execute(&format!("CREATE DATABASE {TEMPLATE_NAME}")).unwrap();
+    let mut template = db::connect(&url_of(server_url, TEMPLATE_NAME), "test").unwrap();
+    migrate::migrate(&mut template).unwrap();
+}
+
+/// A database that is dropped with this value.
+#[derive(Debug)]
+pub(crate) struct Database {
+    server_url: String,
+    name: String,
+    dropped: bool,
+}
+
+impl Database {
+    /// With the newest schema; ids start at a random number, so that nobody
+    /// takes one kind of id for another.
+    pub(crate) fn new() -> Database {
+        LazyLock::force(&TEMPLATE);
+        let database = Database::create(&SERVER.url(), TEMPLATE_NAME);
+        let start = 1000 + super::random() % 1_000_000;
+        database
+            .connect()
+            .batch_execute(&format!(
+                "ALTER TABLE millhand.task ALTER COLUMN id RESTART WITH {start};
+                 ALTER TABLE millhand.worker ALTER COLUMN id RESTART WITH {}",
+                start * 3
+            ))
+            .unwrap();
+        database
+    }
+
+    /// Without any schema.
+    pub(crate) fn empty() -> Database {
+        Database::create(&SERVER.url(), "template1")
+    }
+
+    /// The one of a server of its own, migrated; it goes with the server.
+    pub(crate) fn of(server: &PrivatePostgres) -> Database {
+        let database =
+            Database { server_url: server.url(), name: "millhand".to_owned(), dropped: true };
+        migrate::migrate(&mut database.connect()).unwrap();
+        database
+    }
+
+    fn create(server_url: &str, template: &str) -> Database {
+        let _guard = CREATING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let name = format!("test_{}", N_DATABASES.fetch_add(1, Ordering::Relaxed));
+        db::connect(server_url, "test")
+            .unwrap()
+            .batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}"))
+            .unwrap();
+        Database { server_url: server_url.to_owned(), name, dropped: false }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        url_of(&self.server_url, &self.name)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        db::connect(&self.url(), "test").unwrap()
+    }
+
+    pub(crate) fn dispatch(&self, task: &NewTask) -> TaskId {
+        client::dispatch(&mut self.connect(), task).unwrap()
+    }
+
+    /// All tasks, in the order of their ids.
+    pub(crate) fn tasks(&self) -> Vec<Task> {
+        let mut tasks = client::list_tasks(&mut self.connect(), &[], None, i64::MAX).unwrap();
+        tasks.reverse();
+        tasks
+    }
+
+    pub(crate) fn task(&self, id: TaskId) -> Task {
+        client::get_task(&mut self.connect(), id).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_state(&self, id: TaskId, state: TaskState) -> Task {
+        let mut connection = self.connect();
+        super::wait_until(self, &format!("task {id} {state}"), super::SOON, || {
+            let task = client::get_task(&mut connection, id).unwrap();
+            if task.state == state { Ok(task) } else { Err((task.state, task.error)) }
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_all_final(&self) {
+        let mut connection = self.connect();
+        super::wait_until(self, "all tasks final", super::SOON, || {
+            let n: i64 = connection
+                .query_one(
+                    "SELECT count(*) FROM millhand.task
+                      WHERE state NOT IN ('completed', 'failed', 'canceled')",
+                    &[],
+                )
+                .unwrap()
+                .get(0);
+            if n == 0 { Ok(()) } else { Err(n) }
+        });
+    }
+
+    /// For the messages of tests that fail.
+    pub(crate) fn task_table(&self) -> String {
+        let Ok(mut connection) = db::connect(&self.url(), "test") else {
+            return "(no connection for the task table)".to_owned();
+        };
+        let tasks = client::list_tasks(&mut connection, &[], None, 100).unwrap_or_default();
+        let mut text = String::new();
+        for task in tasks.iter().rev() {
+            text.push_str(&format!(
+                "{} {} {} position {:?} exclusive {:?} shared {:?} attempt {} worker {:?} \
+                 created {} started {:?} finished {:?} error {:?}\n",
+                task.id,
+                task.name,
+                task.state,
+                task.position,
+                task.exclusive,
+                task.shared,
+                task.attempt,
+                task.worker,
+                task.created_at,
+                task.started_at,
+                task.finished_at,
+                task.error
+            ));
+        }
+        text
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if !self.dropped
+            && let Ok(mut admin) = db::connect(&self.server_url, "test")
+        {
+            let _ = admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        }
+    }
+}
