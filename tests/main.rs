@@ -11,4 +11,6 @@ mod housekeeping;
 mod migrate;
 /// The oracle can fail.
 mod oracle;
+/// Private servers, and what runs on them.
+mod servers;
 mod support;
