@@ -19,4 +19,6 @@ mod outcomes;
 mod property;
 /// Which tasks run at each step, for every worker type.
 mod scenarios;
+/// Private servers, and what runs on them.
+mod servers;
 mod support;

@@ -163,21 +163,29 @@ fn count_final(client: &mut Client) -> Result<usize, Error> {
     Ok(usize::try_from(row.get::<_, i64>(0)).unwrap_or_default())
 }
 
-/// What workers that have ended must not leave behind.
+/// What workers that have ended left behind, and must not.
 fn leftovers(client: &mut Client) -> Result<Vec<String>, Error> {
-    let row = client
-        .query_one(
-            "SELECT (SELECT count(*) FROM millhand.worker),
-                    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')",
-            &[],
-        )
-        .map_err(|error| Error::postgres("could not look for leftovers", error))?;
-    let (n_workers, n_locks): (i64, i64) = (row.get(0), row.get(1));
-    let mut problems = Vec::new();
-    if n_workers + n_locks > 0 {
-        problems.push(format!("the workers left {n_workers} rows and {n_locks} locks behind"));
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    loop {
+        let row = client
+            .query_one(
+                "SELECT (SELECT count(*) FROM millhand.worker),
+                        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')",
+                &[],
+            )
+            .map_err(|error| Error::postgres("could not look for leftovers", error))?;
+        let (n_workers, n_locks): (i64, i64) = (row.get(0), row.get(1));
+        if n_workers + n_locks == 0 {
+            return Ok(Vec::new());
+        }
+        // Postgres takes a moment to notice that a connection has gone.
+        if Instant::now() > deadline {
+            return Ok(vec![format!(
+                "the workers left {n_workers} rows and {n_locks} locks behind"
+            )]);
+        }
+        std::thread::sleep(POLL_INTERVAL);
     }
-    Ok(problems)
 }
 
 /// The worker processes; none is left when this is dropped.

@@ -21,7 +21,7 @@ pub(crate) struct DevArgs {
     /// Run COMMAND instead of a worker, and exit with its code
     ///
     /// It finds the servers in MILLHAND_DATABASE_URL and MILLHAND_REDIS_URL,
-    /// and this program as `millhand`.
+    /// and this program as `millhand`. What it leaves running is killed.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }

@@ -4,11 +4,12 @@
 //! A guard, a small shell process in a process group of its own, makes the
 //! directory and then reads a pipe from us. When the pipe ends, because the
 //! value was dropped or because this program is gone, it ends the processes
-//! that are noted in the directory and removes it.
+//! that are noted in the directory, and whatever they have started, and removes
+//! it.
 //!
 //! A process notes itself, before it becomes the program to run: there is no
 //! moment at which it runs and is not noted. If the directory is gone by then,
-//! it ends.
+//! it ends. What it starts is known by a mark in its environment.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -21,7 +22,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Account, system_error};
 use crate::error::Error;
 
-/// What the guard runs; its arguments are two places for the directory.
+/// In the environment of processes: the directory that they belong to.
+const MARK: &str = "MILLHAND_DIRECTORY";
+
+/// What the guard runs; its arguments are two places for the directory and the
+/// name of the mark.
 const GUARD: &str = r#"
 trap '' HUP INT QUIT TERM PIPE
 umask 077
@@ -40,6 +45,17 @@ for file in "$directory"/*.process; do
         n=$((n + 1))
     done
     kill -9 "$pid"
+done 2>/dev/null
+n=0
+while [ $n -lt 100 ]; do
+    marked=$(grep -l "$3=$directory" /proc/[0-9]*/environ)
+    [ "$marked" ] || break
+    for file in $marked; do
+        pid=${file#/proc/}
+        kill -9 "${pid%/environ}"
+    done
+    sleep 0.02
+    n=$((n + 1))
 done 2>/dev/null
 rm -rf "$directory" 2>/dev/null && exit
 # Somebody was still writing.
@@ -77,7 +93,9 @@ impl GuardedDirectory {
             folder = PathBuf::from("/tmp");
         }
         let mut command = Command::new("sh");
-        command.args(["-c", GUARD, "millhand-guard"]).arg(&folder).arg("/tmp");
+        command.args(["-c", GUARD, "millhand-guard"]).arg(&folder).args(["/tmp", MARK]);
+        // If we ourselves belong to a directory, its guard must not take ours.
+        command.env_remove(MARK);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         run_as(&mut command, account.as_ref());
         // Ctrl-C in a terminal is for us, not for the guard.
@@ -104,7 +122,8 @@ impl GuardedDirectory {
     }
 
     /// Starts a program that the guard will end with this signal (and with
-    /// SIGKILL 10 s later). `setup` adds arguments, environment and the rest.
+    /// SIGKILL 10 s later); what the program leaves running is killed.
+    /// `setup` adds arguments, environment and the rest.
     pub fn spawn(
         &self,
         program: &Path,
@@ -118,6 +137,7 @@ impl GuardedDirectory {
         command.arg(&note).arg(program);
         run_as(&mut command, self.account.as_ref());
         setup(&mut command);
+        command.env(MARK, &self.path);
         let child = command.spawn().map_err(|error| {
             system_error(format!("could not start {}", program.display()), error)
         })?;
@@ -184,6 +204,23 @@ impl GuardedChild {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dropped_directory_takes_along_what_its_processes_started() {
+        let directory = GuardedDirectory::new().unwrap();
+        let pid_file = directory.path().join("pid");
+        let mut parent = directory
+            .spawn(Path::new("sh"), Signal::TERM, |command| {
+                command.args(["-c", "setsid sleep 1000 & echo $! >$0"]).arg(&pid_file);
+            })
+            .unwrap();
+        parent.wait().unwrap();
+        let pid: i32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+        drop(directory);
+        // A dead process that nobody has waited for has no command line.
+        let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        assert!(command_line.is_empty());
+    }
 
     #[test]
     fn a_dropped_directory_takes_its_processes_along() {

@@ -11,7 +11,7 @@ CREATE OR REPLACE FUNCTION millhand.settle_worker(
 LANGUAGE plpgsql AS $$
 DECLARE
     n_settled integer := 0;
-    n_rows integer;
+    ended record;
 BEGIN
     IF unbegun THEN
         UPDATE millhand.task
@@ -20,13 +20,17 @@ BEGIN
          WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
         GET DIAGNOSTICS n_settled = ROW_COUNT;
     END IF;
-    UPDATE millhand.task
-       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
-           error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
-           owner = NULL, finished_at = clock_timestamp()
-     WHERE owner = worker_id AND state IN ('running', 'canceling');
-    GET DIAGNOSTICS n_rows = ROW_COUNT;
-    n_settled := n_settled + n_rows;
+    FOR ended IN
+        UPDATE millhand.task
+           SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
+               error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
+               owner = NULL, finished_at = clock_timestamp()
+         WHERE owner = worker_id AND state IN ('running', 'canceling')
+        RETURNING exclusive, shared
+    LOOP
+        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+        n_settled := n_settled + 1;
+    END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
     -- A session that outlived its worker (frozen, or cut off) keeps its locks:
     -- without this, others would try them in vain until it ends.
