@@ -28,7 +28,7 @@ demo: setup ## Build package repositories from real archives, and check the outc
 	$(CARGO) run --locked --release -- demo $(DIR)
 
 bench: setup ## Measure, beside the physical limit
-	$(CARGO) run --locked --release -- dev -- millhand bench all
+	$(CARGO) run --locked --release -- bench all
 
 schema: setup ## Rewrite sql/schema.sql from the migrations
 	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test integration golden_schema
