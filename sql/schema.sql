@@ -285,6 +285,16 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
+    LANGUAGE sql
+    AS $_$
+    DELETE FROM millhand.worker w
+     WHERE w.process = $1
+       AND NOT EXISTS (SELECT FROM millhand.task t
+                        WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
+       AND pg_try_advisory_xact_lock(millhand.worker_lock(w.id))
+$_$;
+
 CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -307,8 +317,11 @@ $$;
 CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    its_process text;
 BEGIN
-    DELETE FROM millhand.worker WHERE id = worker_id;
+    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process INTO its_process;
+    PERFORM millhand.forget_unknown_workers(its_process);
     PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
 END
 $$;
@@ -449,6 +462,7 @@ BEGIN
         PERFORM millhand.settle_worker(
             previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
     END IF;
+    PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
     VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
             register_worker.pid, register_worker.ttl)

@@ -166,7 +166,18 @@ impl Worker {
             .warden
             .clone()
             .unwrap_or_else(|| vec![OsString::from("millhand"), OsString::from("warden")]);
-        let warden = Warden::start(warden, identity.process.clone(), identity.ttl, url.clone())?;
+        let working_directory =
+            self.config.working_directory.clone().unwrap_or_else(std::env::temp_dir);
+        // The warden has another current directory.
+        let working_directory =
+            std::path::absolute(&working_directory).unwrap_or(working_directory);
+        let warden = Warden::start(
+            warden,
+            identity.process.clone(),
+            identity.ttl,
+            url.clone(),
+            working_directory.clone(),
+        )?;
         let mut mailboxes = Vec::new();
         let mut inboxes = Vec::new();
         for _ in 0..self.config.threads {
@@ -197,11 +208,7 @@ impl Worker {
             warden,
             control: self.control,
             name_template: self.config.name_template.clone(),
-            working_directory: self
-                .config
-                .working_directory
-                .clone()
-                .unwrap_or_else(std::env::temp_dir),
+            working_directory,
             low: AtomicI64::new(0),
             workers: Mutex::default(),
             has_ended: AtomicBool::new(false),
@@ -363,7 +370,7 @@ impl Shared {
     /// A fresh directory for a task, removed when dropped.
     pub(crate) fn working_directory(&self) -> Result<tempfile::TempDir, String> {
         tempfile::Builder::new()
-            .prefix("millhand-task-")
+            .prefix(&warden::directory_prefix(&self.identity.process))
             .tempdir_in(&self.working_directory)
             .map_err(|error| {
                 format!(

@@ -53,6 +53,19 @@ LANGUAGE sql AS $$
       FROM millhand.worker w WHERE w.process = $1
 $$;
 
+-- Removes rows of this process that nobody stands for: a registration was
+-- committed, and its connection was lost before the worker learned of it. Such
+-- a row would be renewed for as long as its process lives. It owns nothing, and
+-- its lock, taken before it could be seen, is free.
+CREATE OR REPLACE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
+LANGUAGE sql AS $$
+    DELETE FROM millhand.worker w
+     WHERE w.process = $1
+       AND NOT EXISTS (SELECT FROM millhand.task t
+                        WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
+       AND pg_try_advisory_xact_lock(millhand.worker_lock(w.id))
+$$;
+
 -- Registers a worker, on the connection that it will work on, and returns its
 -- id, which nobody had before. `previous` is the id that the same thread had on
 -- a connection that it lost; what it owned is settled first, in this very
@@ -81,6 +94,7 @@ BEGIN
         PERFORM millhand.settle_worker(
             previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
     END IF;
+    PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
     VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
             register_worker.pid, register_worker.ttl)
@@ -93,8 +107,11 @@ $$;
 -- Takes a worker's row away when it leaves. It must own nothing by then.
 CREATE OR REPLACE FUNCTION millhand.leave(worker_id bigint) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    its_process text;
 BEGIN
-    DELETE FROM millhand.worker WHERE id = worker_id;
+    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process INTO its_process;
+    PERFORM millhand.forget_unknown_workers(its_process);
     PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
 END
 $$;
