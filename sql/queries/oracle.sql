@@ -71,7 +71,7 @@ WITH ended AS MATERIALIZED (
            WHEN 'running' THEN position IS NULL OR owner IS NULL OR started_at IS NULL OR attempt < 1
            WHEN 'canceling' THEN position IS NULL OR owner IS NULL OR started_at IS NULL OR attempt < 1
            WHEN 'completed' THEN owner IS NOT NULL OR started_at IS NULL OR attempt < 1 OR error IS NOT NULL
-           WHEN 'failed' THEN owner IS NOT NULL OR started_at IS NULL OR attempt < 1
+           WHEN 'failed' THEN owner IS NOT NULL OR started_at IS NULL OR attempt < 1 OR error IS NULL
            WHEN 'canceled' THEN owner IS NOT NULL
            ELSE true
            END
