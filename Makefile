@@ -31,7 +31,7 @@ bench: setup ## Measure, beside the physical limit
 	$(CARGO) run --locked --release -- dev -- millhand bench all
 
 schema: setup ## Rewrite sql/schema.sql from the migrations
-	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test main schema
+	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test integration schema
 
 doc: ## Build the documentation of the library
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
