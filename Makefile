@@ -28,10 +28,10 @@ demo: setup ## Build package repositories from real archives, and check the outc
 	$(CARGO) run --locked --release -- demo $(DIR)
 
 bench: setup ## Measure, beside the physical limit
-	$(CARGO) run --locked --release -- dev -- millhand bench all
+	$(CARGO) run --locked --release -- bench all
 
 schema: setup ## Rewrite sql/schema.sql from the migrations
-	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test integration schema
+	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test integration golden_schema
 
 doc: ## Build the documentation of the library
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps

@@ -88,7 +88,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean) RETURNS record
+CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean, deep boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -117,6 +117,8 @@ BEGIN
                 -- Others may have a handler; it keeps its place.
                 more := look_further;
             ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
+                -- The state comes as a value, not as a constant, so that the
+                -- primary key is the only index that can serve this.
                 -- Nobody waits here for a row that somebody else keeps locked,
                 -- such as a cancel in a transaction that stays open.
                 UPDATE millhand.task t
@@ -124,7 +126,7 @@ BEGIN
                        fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
                        started_at = clock_timestamp()
                  WHERE t.id = (SELECT w.id FROM millhand.task w
-                                WHERE w.id = candidate.id AND w.state = 'waiting'
+                                WHERE w.id = candidate.id AND w.state = candidate.state
                                   FOR NO KEY UPDATE SKIP LOCKED)
                 RETURNING t.id, t.name, t.args, t.exclusive, t.shared, t.fence, t.attempt
                      INTO task_id, task_name, task_args, task_exclusive, task_shared,
@@ -138,6 +140,7 @@ BEGIN
             END IF;
         END IF;
         n_passed := n_passed + 1;
+        EXIT WHEN n_passed = 200 AND NOT deep;
         IF n_passed > 20 THEN
             -- A long look: keep the two lists short, and mind the time.
             IF n_passed % 20 = 0 AND clock_timestamp() > deadline THEN
@@ -259,7 +262,7 @@ BEGIN
            result = CASE state WHEN 'canceling' THEN NULL ELSE task_result END,
            error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
            log = task_log, owner = NULL, finished_at = clock_timestamp()
-     WHERE id = task_id AND owner = worker_id AND state IN ('running', 'canceling')
+     WHERE id = task_id AND owner IS NOT DISTINCT FROM worker_id
     RETURNING state, exclusive, shared INTO ended;
     IF NOT FOUND THEN
         RETURN NULL;
@@ -350,7 +353,7 @@ BEGIN
     look_further := idle_siblings OR millhand.bell_hangs();
     SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
                   task_attempt, more, inconclusive
-      FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further);
+      FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
     IF task_id IS NULL AND hang_bell THEN
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
         bell_hung := true;
@@ -362,7 +365,7 @@ BEGIN
                c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive
           INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
                task_attempt, more, inconclusive
-          FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further) AS c;
+          FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, true) AS c;
         IF task_id IS NOT NULL THEN
             PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
             bell_hung := false;

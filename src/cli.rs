@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use millhand::{Config, Error, db, migrate as schema};
 use postgres::Client;
 
+mod bench;
 mod demo;
 mod dev;
 mod dispatch;
@@ -80,6 +81,8 @@ enum Command {
     Dev(dev::DevArgs),
     /// Build package repositories from real files, and check the outcome
     Demo(demo::DemoArgs),
+    /// Measure what a fleet carries on this machine
+    Bench(bench::BenchArgs),
     /// Outlive a worker for a moment and kill its commands
     #[command(hide = true)]
     Warden,
@@ -111,6 +114,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
         Command::Worker(args) => worker::run(&args, global.load()?),
+        Command::Bench(args) => bench::run(&global, &args),
         Command::Warden => Ok(millhand::worker::warden::run().map(|()| ExitCode::SUCCESS)?),
         Command::Dispatch(args) => dispatch::run(&global, args),
         Command::Task(command) => task::run(&global, command),

@@ -62,6 +62,19 @@ fn find_account(accounts: &str, name: &str) -> Option<Account> {
 }
 
 /// The first program of this name in `$PATH`.
+/// Where a program of the Postgres server's package is, such as pgbench.
+pub fn postgres_program(name: &str) -> Result<PathBuf, Error> {
+    let program = postgres::find_programs()?.join(name);
+    if program.is_file() {
+        return Ok(program);
+    }
+    find_in_path(name).ok_or_else(|| {
+        Error::Config(format!(
+            "{name} is not installed; it comes with Postgres' server or contrib package"
+        ))
+    })
+}
+
 fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+/// The command line: help, what it prints, refused input, exit codes.
+mod cli;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
 /// The safety poll never leaves out what waits.
@@ -11,6 +13,12 @@ mod housekeeping;
 mod migrate;
 /// The oracle can fail.
 mod oracle;
+/// How tasks end, and what whoever waits for them is told.
+mod outcomes;
+/// Random queues keep the order and leave nothing behind.
+mod property;
+/// Which tasks run at each step, for every worker type.
+mod scenarios;
 /// Private servers, and what runs on them.
 mod servers;
 mod support;

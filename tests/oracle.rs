@@ -28,13 +28,14 @@ impl History<'_> {
                 .execute(
                     "INSERT INTO millhand.task
                        (name, state, position, exclusive, shared, owner, fence, attempt,
-                        created_at, started_at, finished_at)
+                        created_at, started_at, finished_at, error)
                      SELECT 't', $1::text, nextval('millhand.task_position'), $2, $3,
                             CASE WHEN $1::text IN ('running', 'canceling')
                                  THEN (SELECT id FROM millhand.worker) END,
                             CASE WHEN $4::float8 IS NOT NULL THEN nextval('millhand.task_fence') END,
                             CASE WHEN $4::float8 IS NOT NULL THEN 1 ELSE 0 END,
-                            to_timestamp(0), to_timestamp($4::float8), to_timestamp($5::float8)",
+                            to_timestamp(0), to_timestamp($4::float8), to_timestamp($5::float8),
+                            CASE WHEN $1::text = 'failed' THEN 'reason' END",
                     &[state, &exclusive, &shared, &second(started), &second(finished)],
                 )
                 .unwrap();
@@ -167,6 +168,8 @@ fn a_row_that_its_state_does_not_allow_is_found() {
         (&ended, "created_at = to_timestamp(1.5)"),
         (&ended, "finished_at = to_timestamp(0.5)"),
         (&ended, "state = 'done'"),
+        (&ended, "state = 'failed'"),
+        (&ended, "error = 'reason'"),
         (&runs, "owner = NULL"),
         (&runs, "owner = -1"),
         (&runs, "finished_at = to_timestamp(3)"),

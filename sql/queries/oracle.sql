@@ -71,13 +71,13 @@ WITH ended AS MATERIALIZED (
            WHEN 'running' THEN position IS NULL OR owner IS NULL OR started_at IS NULL OR attempt < 1
            WHEN 'canceling' THEN position IS NULL OR owner IS NULL OR started_at IS NULL OR attempt < 1
            WHEN 'completed' THEN owner IS NOT NULL OR started_at IS NULL OR attempt < 1 OR error IS NOT NULL
-           WHEN 'failed' THEN owner IS NOT NULL OR started_at IS NULL OR attempt < 1
+           WHEN 'failed' THEN owner IS NOT NULL OR started_at IS NULL OR attempt < 1 OR error IS NULL
            WHEN 'canceled' THEN owner IS NOT NULL
            ELSE true
            END
         OR (finished_at IS NOT NULL) <> (state IN ('completed', 'failed', 'canceled'))
         OR (position IS NULL AND started_at IS NOT NULL)
-        OR (owner IS NOT NULL AND NOT EXISTS (SELECT FROM millhand.worker WHERE worker.id = owner))
+        OR (owner IS NOT NULL AND owner NOT IN (SELECT id FROM millhand.worker))
         OR started_at < created_at OR finished_at < created_at OR finished_at < started_at
 )
 SELECT rule, task, other, detail FROM violation ORDER BY rule, task

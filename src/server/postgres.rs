@@ -265,7 +265,7 @@ impl Drop for PrivatePostgres {
 
 /// The folder of the server's programs: in `$PATH`, or where distributions
 /// keep them, the newest version first.
-fn find_programs() -> Result<PathBuf, Error> {
+pub(super) fn find_programs() -> Result<PathBuf, Error> {
     // It may be a link in a folder that has no other program of the server.
     let in_path = find_in_path("postgres")
         .and_then(|program| program.canonicalize().ok())

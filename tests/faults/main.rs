@@ -2,5 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+/// Workers, wardens and commands that are killed or frozen.
+mod processes;
+/// Sessions that are cut, a server that is stopped under load.
+mod server;
+/// What each signal does, once and twice.
+mod signals;
 #[path = "../support/mod.rs"]
 mod support;

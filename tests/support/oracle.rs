@@ -60,6 +60,7 @@ struct Row {
     owner_exists: bool,
     fence: Option<i64>,
     attempt: i32,
+    has_error: bool,
     created_at: Timestamp,
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
@@ -143,6 +144,8 @@ fn judge_row(row: &Row) -> Vec<String> {
             row.position.is_none() && (row.state == "waiting" || row.started_at.is_some()),
             "has no position",
         ),
+        (row.state == "completed" && row.has_error, "has an error"),
+        (row.state == "failed" && !row.has_error, "has no error"),
         (row.attempt > 1, "was started more than once"),
         (row.started_at.is_some() && row.attempt < 1, "was started in no attempt"),
         (row.started_at.is_some() && row.fence.is_none(), "was started without a fencing token"),
@@ -168,7 +171,7 @@ fn read_rows(connection: &mut Client) -> Vec<Row> {
         .query(
             "SELECT id, state, position, exclusive, shared, owner,
                     EXISTS (SELECT FROM millhand.worker w WHERE w.id = t.owner), fence, attempt,
-                    created_at, started_at, finished_at
+                    created_at, started_at, finished_at, error IS NOT NULL
                FROM millhand.task t",
             &[],
         )
@@ -187,6 +190,7 @@ fn read_rows(connection: &mut Client) -> Vec<Row> {
             created_at: row.get(9),
             started_at: row.get(10),
             finished_at: row.get(11),
+            has_error: row.get(12),
         })
         .collect()
 }

@@ -73,6 +73,27 @@ impl Scenario {
         self.workers.last().unwrap()
     }
 
+    /// The worker process started last, to be stopped by the test.
+    pub(crate) fn take_worker(&mut self) -> WorkerProcess {
+        self.workers.pop().unwrap()
+    }
+
+    /// Runs workers until nothing is left that could run.
+    #[track_caller]
+    pub(crate) fn burst(&self, threads: u32) {
+        let threads = threads.to_string();
+        let mut worker =
+            self.workshop.worker(self.worker_type, &["--burst", "--threads", &threads]);
+        let status = worker.wait(SOON);
+        assert!(status.success(), "the burst ended with {status}:\n{}", worker.stderr());
+    }
+
+    /// Asserts that the history is sound and nothing is left.
+    #[track_caller]
+    pub(crate) fn assert_clean(&self) {
+        assert_clean(&self.database, &self.workshop);
+    }
+
     /// Waits until exactly these tasks run.
     #[track_caller]
     pub(crate) fn expect_running(&mut self, letters: &str) {

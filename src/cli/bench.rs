@@ -1,0 +1,315 @@
+//! `millhand bench`: what a fleet carries, measured from outside, on real
+//! worker processes.
+//!
+//! Without a database in the settings a private server is started for the run;
+//! one that is named has to be migrated and without work of its own.
+
+mod fleet;
+mod measure;
+mod suite;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::{Args, Subcommand};
+use millhand::config::WorkerType;
+use millhand::server::{PostgresOptions, PrivatePostgres};
+use millhand::{Error, NewTask, TaskId, client, db, migrate};
+use postgres::Client;
+use serde_json::{Map, Value, json};
+
+use super::{Failure, Global, oracle};
+use fleet::Fleet;
+use measure::{Meter, percentile};
+
+/// Tasks of one bulk dispatch.
+const BATCH: usize = 1000;
+/// How long a fleet may take to come online or to finish.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum What {
+    /// Fill the table first, then start the workers
+    Drain,
+    /// Dispatch one task a transaction while the workers run
+    Burst,
+    /// Dispatch one task at a time to idle workers
+    Pickup,
+    /// Watch workers that have nothing to do
+    Idle,
+    /// Run the whole set beside the physical limit, with the budgets
+    All,
+}
+
+/// The load and the fleet.
+#[derive(Debug, Clone, Args)]
+struct Load {
+    /// Use the locks of TYPE
+    #[arg(long = "type", value_name = "TYPE", default_value = "postgres", global = true)]
+    worker_type: WorkerType,
+    /// Run N threads in each worker process
+    #[arg(long, value_name = "N", default_value_t = 8, global = true)]
+    threads: usize,
+    /// Start N worker processes
+    #[arg(long, value_name = "N", default_value_t = 1, global = true)]
+    processes: usize,
+    /// Dispatch N tasks (default: drain 20000, burst 5000, pickup 300)
+    #[arg(long, value_name = "N", global = true)]
+    tasks: Option<usize>,
+    /// Choose from N resources
+    #[arg(long, value_name = "N", default_value_t = 128, global = true)]
+    resources: usize,
+    /// Give each task N of the resources, exclusively
+    #[arg(long, value_name = "N", default_value_t = 2, global = true)]
+    pick: usize,
+    /// Dispatch for TIME instead of a number of tasks; watch for TIME
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, global = true)]
+    duration: Option<Duration>,
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Load {
+    fn check(&self) -> Result<(), Error> {
+        if self.pick > self.resources {
+            return Err(Error::Config(format!(
+                "cannot pick {} of {} resources; raise --resources or lower --pick",
+                self.pick, self.resources
+            )));
+        }
+        if self.threads == 0 || self.processes == 0 || self.tasks == Some(0) {
+            return Err(Error::Config("--threads, --processes and --tasks start at 1".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn task(&self, name: &str) -> NewTask {
+        let mut task = NewTask::new(name);
+        while task.exclusive.len() < self.pick {
+            let resource = format!("r{}", fastrand::usize(..self.resources));
+            if !task.exclusive.contains(&resource) {
+                task.exclusive.push(resource);
+            }
+        }
+        task
+    }
+}
+
+pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure> {
+    args.load.check()?;
+    let named = global.load()?.database_url;
+    let private = match named {
+        Some(_) => None,
+        None => Some(PrivatePostgres::start(&PostgresOptions {
+            max_connections: (args.load.threads * args.load.processes) as u32 + 120,
+        })?),
+    };
+    let url = private.as_ref().map_or_else(|| named.unwrap_or_default(), PrivatePostgres::url);
+    let mut client = db::connect(&url, "millhand bench")?;
+    if private.is_some() {
+        migrate::migrate(&mut client)?;
+    }
+    migrate::check(&mut client)?;
+    refuse_real_work(&mut client)?;
+    if let What::All = args.what {
+        return suite::run(&url, &mut client, &args.load);
+    }
+    let figures = measure(args.what, &url, &mut client, &args.load)?;
+    print(&figures, args.load.json)?;
+    let sound = figures.get("violations") == Some(&json!(0));
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Measures one thing and returns its figures by name.
+fn measure(
+    what: What,
+    url: &str,
+    client: &mut Client,
+    load: &Load,
+) -> Result<Map<String, Value>, Error> {
+    clear(client)?;
+    let figures = match what {
+        What::Drain => drain(url, client, load)?,
+        What::Burst => burst(url, client, load)?,
+        What::Pickup => pickup(url, client, load)?,
+        What::Idle => idle(url, client, load)?,
+        What::All => Map::new(),
+    };
+    let mut all = Map::new();
+    let name = format!("{what:?}").to_lowercase();
+    all.insert("bench".to_owned(), json!(name));
+    all.insert("type".to_owned(), json!(load.worker_type.as_str()));
+    all.insert("threads".to_owned(), json!(load.threads));
+    all.insert("processes".to_owned(), json!(load.processes));
+    all.insert("resources".to_owned(), json!(load.resources));
+    all.insert("pick".to_owned(), json!(load.pick));
+    all.extend(figures);
+    let violations = oracle::verdict(client)?;
+    for violation in violations.iter().take(10) {
+        log::error!("{violation}");
+    }
+    all.insert("violations".to_owned(), json!(violations.len()));
+    clear(client)?;
+    Ok(all)
+}
+
+fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
+    let n_tasks = load.tasks.unwrap_or(20_000);
+    let began = Instant::now();
+    fill(client, load, n_tasks)?;
+    let fill_seconds = began.elapsed().as_secs_f64();
+    execute(client, "CHECKPOINT")?;
+    let mut meter = Meter::start(client, None)?;
+    let mut fleet = Fleet::start(url, load)?;
+    fleet.wait_until_done(client)?;
+    let mut figures = meter.stop(client, &fleet)?;
+    fleet.stop()?;
+    figures.insert("bulk_dispatch_per_second".to_owned(), json!(n_tasks as f64 / fill_seconds));
+    Ok(figures)
+}
+
+fn burst(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
+    let mut fleet = Fleet::start(url, load)?;
+    fleet.wait_until_online(client)?;
+    let mut meter = Meter::start(client, Some(&fleet))?;
+    let n_tasks = if load.duration.is_some() { usize::MAX } else { load.tasks.unwrap_or(5_000) };
+    let end = load.duration.map(|duration| Instant::now() + duration);
+    let mut times = Vec::new();
+    while times.len() < n_tasks && end.is_none_or(|end| Instant::now() < end) {
+        let task = load.task("millhand.noop");
+        let began = Instant::now();
+        client::dispatch(client, &task)?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    fleet.wait_until_done(client)?;
+    let mut figures = meter.stop(client, &fleet)?;
+    fleet.stop()?;
+    insert_times(&mut figures, "dispatch", times);
+    Ok(figures)
+}
+
+fn pickup(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
+    let mut fleet = Fleet::start(url, load)?;
+    fleet.wait_until_online(client)?;
+    let mut meter = Meter::start(client, Some(&fleet))?;
+    let n_tasks = if load.duration.is_some() { usize::MAX } else { load.tasks.unwrap_or(300) };
+    let end = load.duration.map(|duration| Instant::now() + duration);
+    let mut pickups = Vec::new();
+    let mut dispatches = Vec::new();
+    while pickups.len() < n_tasks && end.is_none_or(|end| Instant::now() < end) {
+        let task = load.task("millhand.clock");
+        let began = Instant::now();
+        let id = client::dispatch(client, &task)?;
+        dispatches.push(began.elapsed().as_secs_f64() * 1e3);
+        let committed = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_micros() as i64);
+        let begun = wait_for_clock(client, id)?;
+        pickups.push((begun - committed) as f64 / 1e3);
+        // Not in step with anything periodic, and the fleet idle again.
+        std::thread::sleep(Duration::from_micros(fastrand::u64(5_000..25_000)));
+    }
+    let mut figures = meter.stop(client, &fleet)?;
+    fleet.stop()?;
+    insert_times(&mut figures, "dispatch", dispatches);
+    insert_times(&mut figures, "pickup", pickups);
+    Ok(figures)
+}
+
+fn idle(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
+    let mut fleet = Fleet::start(url, load)?;
+    fleet.wait_until_online(client)?;
+    // The looks and retries of the start are over after the first safety poll.
+    std::thread::sleep(Duration::from_secs(3));
+    let mut meter = Meter::start(client, Some(&fleet))?;
+    std::thread::sleep(load.duration.unwrap_or(Duration::from_secs(20)));
+    let figures = meter.stop(client, &fleet)?;
+    fleet.stop()?;
+    Ok(figures)
+}
+
+/// Dispatches in bulk.
+fn fill(client: &mut Client, load: &Load, n_tasks: usize) -> Result<(), Error> {
+    let mut n_left = n_tasks;
+    while n_left > 0 {
+        let n = n_left.min(BATCH);
+        let tasks: Vec<NewTask> = (0..n).map(|_| load.task("millhand.noop")).collect();
+        client::dispatch_many(client, &tasks)?;
+        n_left -= n;
+    }
+    Ok(())
+}
+
+/// The time at which the task's handler began, in microseconds.
+fn wait_for_clock(client: &mut Client, id: TaskId) -> Result<i64, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let task = client::get_task(client, id)?;
+        if task.state.is_final() {
+            return task.result.as_ref().and_then(Value::as_i64).ok_or_else(|| {
+                Error::Conflict(format!("task {id} is {}, expected completed", task.state))
+            });
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    Err(Error::Conflict(format!("task {id} was not run in {} s", PATIENCE.as_secs())))
+}
+
+fn insert_times(figures: &mut Map<String, Value>, what: &str, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let mean = times.iter().sum::<f64>() / times.len().max(1) as f64;
+    figures.insert(format!("{what}_mean_ms"), json!(mean));
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+        figures.insert(format!("{what}_{name}_ms"), json!(percentile(&times, share)));
+    }
+}
+
+fn refuse_real_work(client: &mut Client) -> Result<(), Error> {
+    let row = client
+        .query_one(include_str!("../../sql/bench/in_use.sql"), &[])
+        .map_err(|error| Error::postgres("could not look at the database", error))?;
+    if row.get(0) {
+        return Err(Error::Conflict(
+            "this database has tasks or workers, and a bench removes all tasks; give it one of \
+             its own, or none: `millhand bench` without a database starts a private server"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn clear(client: &mut Client) -> Result<(), Error> {
+    execute(client, "TRUNCATE millhand.task")
+}
+
+fn execute(client: &mut Client, statement: &str) -> Result<(), Error> {
+    client
+        .batch_execute(statement)
+        .map_err(|error| Error::postgres("could not prepare the bench", error))
+}
+
+fn print(figures: &Map<String, Value>, as_json: bool) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        writeln!(out, "{}", Value::Object(figures.clone()))?;
+        return Ok(());
+    }
+    for (name, value) in figures {
+        let value = match value.as_f64() {
+            Some(number) if value.is_f64() => format!("{number:.3}"),
+            _ => value.to_string().trim_matches('"').to_owned(),
+        };
+        writeln!(out, "{name:<28} {value}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,344 @@
+//! `millhand bench all`: every figure that has a budget, beside the thing that
+//! the budget is a ratio to, interleaved in one run.
+
+use std::io::Write;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use millhand::{Error, NewTask, client, server};
+use postgres::Client;
+use serde_json::{Map, Value, json};
+
+use super::fleet::Fleet;
+use super::{Load, What, clear, execute, measure, percentile};
+use crate::cli::{Failure, output};
+
+/// Rounds of what is compared; the median counts.
+const ROUNDS: usize = 3;
+/// Clients of pgbench.
+const CLIENTS: &str = "8";
+/// Seconds of each run of pgbench.
+const PGBENCH_SECONDS: &str = "4";
+/// Threads of the large fleet.
+const MANY: usize = 80;
+
+/// A figure over the rounds.
+type Series = Vec<f64>;
+
+/// What the rounds measured.
+#[derive(Default)]
+struct Rounds {
+    limit: Series,
+    drain_8: Series,
+    drain_many: Series,
+    insert: Series,
+    dispatch_idle: Series,
+    dispatch_busy: Series,
+    bulk: Series,
+    n_violations: u64,
+}
+
+pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCode, Failure> {
+    let mut rounds = Rounds::default();
+    for round in 1..=ROUNDS {
+        eprintln!("round {round} of {ROUNDS}");
+        rounds.measure(url, client, load)?;
+    }
+    eprintln!("pickup, cancel and idle");
+    let one = Load { processes: 1, duration: None, tasks: None, ..load.clone() };
+    let many = Load { threads: MANY, ..one.clone() };
+    let pickup_1 = measure(What::Pickup, url, client, &Load { threads: 1, ..one })?;
+    let pickup_many = measure(What::Pickup, url, client, &many)?;
+    let idle = measure(What::Idle, url, client, &many)?;
+    let cancels = cancels(url, client, load)?;
+    clear(client)?;
+    let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &cancels);
+    let mut out = std::io::stdout().lock();
+    if load.json {
+        let figures: Map<String, Value> =
+            lines.iter().map(|line| (line.name.to_owned(), json!(line.value))).collect();
+        writeln!(out, "{}", Value::Object(figures))?;
+    } else {
+        let rows = lines.iter().map(|line| {
+            let verdict = match line.budget {
+                Some(budget) if budget.holds(line.value) => "ok",
+                Some(_) => "missed",
+                None => "",
+            };
+            let budget = line.budget.map_or(String::new(), |budget| budget.to_string());
+            vec![line.what.clone(), line.shown(), budget, verdict.to_owned()]
+        });
+        writeln!(out, "{}", output::table(&["what", "measured", "budget", ""], rows))?;
+        writeln!(out, "oracle: {} violations", rounds.n_violations)?;
+    }
+    Ok(if rounds.n_violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Rounds {
+    fn measure(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
+        let one = Load { processes: 1, duration: None, ..load.clone() };
+        execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
+        execute(client, "CHECKPOINT")?;
+        self.limit.push(pgbench(url, include_str!("../../../sql/bench/limit.sql"))?);
+        for (threads, series) in [(8, &mut self.drain_8), (MANY, &mut self.drain_many)] {
+            let figures = measure(What::Drain, url, client, &Load { threads, ..one.clone() })?;
+            series.push(number(&figures, "tasks_per_second"));
+            self.bulk.push(number(&figures, "bulk_dispatch_per_second"));
+            self.n_violations += number(&figures, "violations") as u64;
+        }
+        execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
+        self.insert.push(pgbench(url, include_str!("../../../sql/bench/insert.sql"))?);
+        execute(client, "DROP TABLE millhand.bench_limit")?;
+        let mut fleet = Fleet::start(url, &Load { threads: MANY, ..one })?;
+        fleet.wait_until_online(client)?;
+        self.dispatch_idle.push(pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?);
+        clear(client)?;
+        let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
+        client::dispatch_many(client, &vec![sleep; MANY])?;
+        wait_until(client, "running", MANY as i64)?;
+        self.dispatch_busy.push(pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?);
+        drop(fleet);
+        clear(client)
+    }
+}
+
+/// Milliseconds from the call of cancel to the final state, of commands that
+/// run.
+fn cancels(url: &str, client: &mut Client, load: &Load) -> Result<Series, Error> {
+    let mut fleet = Fleet::start(url, &Load { threads: 1, processes: 1, ..load.clone() })?;
+    fleet.wait_until_online(client)?;
+    let mut times = Series::new();
+    for _ in 0..30 {
+        let task = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
+        let id = client::dispatch(client, &task)?;
+        wait_until(client, "running", 1)?;
+        let began = Instant::now();
+        client::cancel(client, id)?;
+        while !client::get_task(client, id)?.state.is_final() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    fleet.stop()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+fn wait_until(client: &mut Client, state: &str, n_tasks: i64) -> Result<(), Error> {
+    let deadline = Instant::now() + super::PATIENCE;
+    while Instant::now() < deadline {
+        let row = client
+            .query_one(include_str!("../../../sql/bench/count_state.sql"), &[&state])
+            .map_err(|error| Error::postgres("could not count tasks", error))?;
+        if row.get::<_, i64>(0) >= n_tasks {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Err(Error::Conflict(format!("there were never {n_tasks} tasks {state}")))
+}
+
+/// Transactions a second of a script.
+fn pgbench(url: &str, script: &str) -> Result<f64, Error> {
+    let unavailable = |error: std::io::Error| Error::Unavailable {
+        doing: "could not run pgbench".to_owned(),
+        source: error.into(),
+    };
+    let mut file = tempfile::NamedTempFile::new().map_err(unavailable)?;
+    file.write_all(script.as_bytes()).map_err(unavailable)?;
+    let output = Command::new(server::postgres_program("pgbench")?)
+        .args(["--no-vacuum", "--protocol=prepared", "--jobs=2", "--define=task=0"])
+        .args(["--client", CLIENTS, "--time", PGBENCH_SECONDS, "--file"])
+        .arg(file.path())
+        .arg(url)
+        .output()
+        .map_err(unavailable)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let tps = text
+        .lines()
+        .find_map(|line| line.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok());
+    tps.filter(|_| output.status.success()).ok_or_else(|| Error::Bug {
+        doing: "pgbench gave no figure".to_owned(),
+        source: String::from_utf8_lossy(&output.stderr).trim().to_owned().into(),
+    })
+}
+
+/// A floor or a ceiling.
+#[derive(Clone, Copy)]
+enum Budget {
+    AtLeast(f64),
+    Below(f64),
+}
+
+impl Budget {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Budget::AtLeast(floor) => value >= floor,
+            Budget::Below(ceiling) => value < ceiling,
+        }
+    }
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Budget::AtLeast(floor) => write!(f, ">= {floor}"),
+            Budget::Below(ceiling) => write!(f, "< {ceiling}"),
+        }
+    }
+}
+
+/// One line of the report.
+struct Line {
+    name: &'static str,
+    what: String,
+    value: f64,
+    budget: Option<Budget>,
+}
+
+impl Line {
+    fn shown(&self) -> String {
+        match self.value {
+            value if value >= 1000.0 => format!("{value:.0}"),
+            value => format!("{value:.2}"),
+        }
+    }
+}
+
+fn lines(
+    rounds: &Rounds,
+    pickup_1: &Map<String, Value>,
+    pickup_many: &Map<String, Value>,
+    idle: &Map<String, Value>,
+    cancels: &Series,
+) -> Vec<Line> {
+    use Budget::{AtLeast, Below};
+    let line =
+        |name, what: &str, value, budget| Line { name, what: what.to_owned(), value, budget };
+    let ratio = |above: &Series, below: &Series| {
+        // Round by round: the machine's speed drifts.
+        median(&above.iter().zip(below).map(|(a, b)| a / b).collect())
+    };
+    vec![
+        line(
+            "limit_per_second",
+            "limit: pgbench, one transaction a task /s",
+            median(&rounds.limit),
+            None,
+        ),
+        line("drain_8_per_second", "drain, 8 threads, tasks/s", median(&rounds.drain_8), None),
+        line(
+            "drain_8_ratio",
+            "  of the limit",
+            ratio(&rounds.drain_8, &rounds.limit),
+            Some(AtLeast(0.8)),
+        ),
+        line("drain_80_per_second", "drain, 80 threads, tasks/s", median(&rounds.drain_many), None),
+        line(
+            "drain_80_ratio",
+            "  of 8 threads",
+            ratio(&rounds.drain_many, &rounds.drain_8),
+            Some(AtLeast(0.8)),
+        ),
+        line(
+            "insert_per_second",
+            "bare INSERT, one a transaction /s",
+            median(&rounds.insert),
+            None,
+        ),
+        line(
+            "dispatch_idle_per_second",
+            "dispatch beside 80 idle threads /s",
+            median(&rounds.dispatch_idle),
+            None,
+        ),
+        line(
+            "dispatch_idle_ratio",
+            "  of the bare INSERT",
+            ratio(&rounds.dispatch_idle, &rounds.insert),
+            Some(AtLeast(0.8)),
+        ),
+        line(
+            "dispatch_busy_per_second",
+            "dispatch beside 80 busy threads /s",
+            median(&rounds.dispatch_busy),
+            None,
+        ),
+        line(
+            "dispatch_busy_ratio",
+            "  of the bare INSERT",
+            ratio(&rounds.dispatch_busy, &rounds.insert),
+            Some(AtLeast(0.8)),
+        ),
+        line(
+            "bulk_dispatch_per_second",
+            "dispatch in bulk, tasks/s",
+            median(&rounds.bulk),
+            Some(AtLeast(50_000.0)),
+        ),
+        line(
+            "pickup_1_p50_ms",
+            "pickup p50, 1 thread, ms",
+            number(pickup_1, "pickup_p50_ms"),
+            Some(Below(0.7)),
+        ),
+        line(
+            "pickup_1_p99_ms",
+            "pickup p99, 1 thread, ms",
+            number(pickup_1, "pickup_p99_ms"),
+            Some(Below(2.5)),
+        ),
+        line(
+            "pickup_80_p50_ms",
+            "pickup p50, 80 threads, ms",
+            number(pickup_many, "pickup_p50_ms"),
+            Some(Below(0.7)),
+        ),
+        line(
+            "pickup_80_p99_ms",
+            "pickup p99, 80 threads, ms",
+            number(pickup_many, "pickup_p99_ms"),
+            Some(Below(2.5)),
+        ),
+        line(
+            "cancel_p50_ms",
+            "cancel of a running task p50, ms",
+            percentile(cancels, 0.5),
+            Some(Below(50.0)),
+        ),
+        line(
+            "cancel_max_ms",
+            "cancel of a running task max, ms",
+            percentile(cancels, 1.0),
+            Some(Below(50.0)),
+        ),
+        line(
+            "idle_statements_per_second",
+            "idle, 80 threads: statements/s",
+            number(idle, "statements_per_second"),
+            Some(Below(2.0)),
+        ),
+        line(
+            "idle_cpu_percent",
+            "idle, 80 threads: % of a core",
+            number(idle, "worker_cpu_percent") + number(idle, "postgres_cpu_percent"),
+            Some(Below(0.5)),
+        ),
+        line(
+            "idle_memory_mib",
+            "memory of 80 threads, MiB",
+            number(idle, "worker_memory_mib"),
+            None,
+        ),
+    ]
+}
+
+fn median(series: &Series) -> f64 {
+    let mut sorted = series.clone();
+    sorted.sort_by(f64::total_cmp);
+    percentile(&sorted, 0.5)
+}
+
+fn number(figures: &Map<String, Value>, name: &str) -> f64 {
+    figures.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)
+}

@@ -1,0 +1,214 @@
+//! Workers, wardens and commands that are killed or frozen.
+
+use std::time::Duration;
+
+use millhand::{NewTask, TaskState};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::support::clean::assert_clean;
+use crate::support::database::Database;
+use crate::support::process::{WorkerProcess, Workshop, gate_task};
+use crate::support::{SOON, WORKER_TYPES, process::GATE_HANDLERS, wait_until};
+
+/// Far less than a ttl, far more than it takes on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// `family` notes itself and a child that has left the process group's leader
+/// alone, and runs for ever; `witness` tells whether they still live. (Who is
+/// dead and not yet reaped by its parent is dead.)
+const FAMILY: &str = r#"
+[handlers.family]
+command = ["sh", "-c", "trap '' TERM; sh -c 'trap \"\" TERM; echo $$ >\"$0/child\"; while :; do sleep 0.05; done' \"$0\" & echo $$ >\"$0/parent.new\"; while [ ! -s \"$0/child\" ]; do sleep 0.01; done; mv \"$0/parent.new\" \"$0/parent\"; wait", "{folder}"]
+[handlers.witness]
+command = ["sh", "-c", "for who in parent child; do if grep -q '^State:.[^ZX]' \"/proc/$(cat \"$0/$who\")/status\" 2>/dev/null; then echo alive; else echo dead; fi; done", "{folder}"]
+"#;
+
+fn workshop(database: &Database) -> Workshop {
+    Workshop::new(database, &format!("{GATE_HANDLERS}{FAMILY}"))
+}
+
+fn on_folder(workshop: &Workshop, handler: &str) -> NewTask {
+    let folder = workshop.path().display().to_string();
+    NewTask::new(handler).args(json!({ "folder": folder })).exclusive("r")
+}
+
+fn wait_for_family(database: &Database, workshop: &Workshop) {
+    wait_until(database, "the family lives", SOON, || {
+        if workshop.path().join("parent").exists() { Ok(()) } else { Err("no note of it") }
+    });
+}
+
+fn signal_pid(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// The processes of this test whose command line has this in it.
+fn pids(workshop: &Workshop, part: &str) -> Vec<i32> {
+    workshop
+        .processes()
+        .iter()
+        .filter(|process| process.contains(part))
+        .map(|process| process.split(' ').next().unwrap().parse().unwrap())
+        .collect()
+}
+
+fn worker_with_ttl(workshop: &Workshop, worker_type: &str, ttl: &str) -> WorkerProcess {
+    let mut command = workshop.millhand(["worker", "--type", worker_type]);
+    command.env("MILLHAND_TTL", ttl);
+    WorkerProcess::start(command)
+}
+
+/// Runs the family under one worker, which `harm` then harms, and asserts that
+/// its task fails, and that the next task on its resource, run by another
+/// worker, finds it dead.
+fn check_death(ttl: &str, harm: impl Fn(&Workshop, &WorkerProcess)) {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let first = worker_with_ttl(&workshop, worker_type, ttl);
+        let family = database.dispatch(&on_folder(&workshop, "family"));
+        wait_for_family(&database, &workshop);
+        let second = worker_with_ttl(&workshop, worker_type, ttl);
+        let witness = database.dispatch(&on_folder(&workshop, "witness"));
+        harm(&workshop, &first);
+        let task = database.wait_for_state(family, TaskState::Failed);
+        assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{:?}", task.error);
+        let task = database.wait_for_state(witness, TaskState::Completed);
+        assert_eq!(task.result, Some(json!("dead\ndead\n")));
+        signal_pid(first.pid().cast_signed(), Signal::CONT);
+        first.kill();
+        second.stop(Signal::TERM);
+        // A worker that came back, or was killed in the end, has left its rows
+        // to others.
+        let mut last = worker_with_ttl(&workshop, worker_type, ttl);
+        wait_until(&database, "dead workers are swept", SOON, || {
+            let n: i64 = database
+                .connect()
+                .query_one("SELECT count(*) FROM millhand.worker", &[])
+                .unwrap()
+                .get(0);
+            if n == 1 { Ok(()) } else { Err(n) }
+        });
+        last.signal(Signal::TERM);
+        last.wait(SOON);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn a_killed_worker_takes_its_commands_along_and_its_task_fails() {
+    check_death("30s", |_, worker| worker.signal(Signal::KILL));
+}
+
+#[test]
+fn a_worker_killed_after_its_warden_takes_its_commands_along_too() {
+    check_death("30s", |workshop, worker| {
+        let wardens = pids(workshop, " warden");
+        assert_eq!(wardens.len(), 2, "{:?}", workshop.processes());
+        for warden in &wardens {
+            signal_pid(*warden, Signal::KILL);
+        }
+        let database = Database::new();
+        wait_until(&database, "the wardens are replaced", SOON, || {
+            let now = pids(workshop, " warden");
+            if now.len() == 2 && now.iter().all(|pid| !wardens.contains(pid)) {
+                Ok(())
+            } else {
+                Err(now)
+            }
+        });
+        worker.signal(Signal::KILL);
+    });
+}
+
+#[test]
+fn a_frozen_workers_commands_are_dead_before_its_resources_are_free() {
+    check_death("3s", |_, worker| worker.signal(Signal::STOP));
+}
+
+#[test]
+fn a_thawed_worker_writes_nothing_and_works_again() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let frozen = worker_with_ttl(&workshop, worker_type, "2s");
+        let other = worker_with_ttl(&workshop, worker_type, "2s");
+        let id = database.dispatch(&gate_task(&workshop, "gate", "a"));
+        let task = database.wait_for_state(id, TaskState::Running);
+        let holder = format!("{}@", frozen.pid());
+        let (frozen, other) = if task.worker.unwrap().starts_with(&holder) {
+            (frozen, other)
+        } else {
+            (other, frozen)
+        };
+        frozen.signal(Signal::STOP);
+        let failed = database.wait_for_state(id, TaskState::Failed);
+        workshop.open_gate("a");
+        frozen.signal(Signal::CONT);
+        // The other one leaves; what comes is for the one that was frozen.
+        other.stop(Signal::TERM);
+        let next = database.dispatch(&NewTask::new("millhand.noop"));
+        database.wait_for_state(next, TaskState::Completed);
+        let now = database.task(id);
+        assert_eq!((now.state, now.finished_at), (TaskState::Failed, failed.finished_at));
+        frozen.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn a_killed_command_fails_its_task_and_the_worker_goes_on() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let worker = workshop.worker(worker_type, &[]);
+        let family = database.dispatch(&on_folder(&workshop, "family"));
+        let witness = database.dispatch(&on_folder(&workshop, "witness"));
+        wait_for_family(&database, &workshop);
+        let parent = std::fs::read_to_string(workshop.path().join("parent")).unwrap();
+        signal_pid(parent.trim().parse().unwrap(), Signal::KILL);
+        let task = database.wait_for_state(family, TaskState::Failed);
+        assert!(task.error.as_ref().unwrap().contains('9'), "{:?}", task.error);
+        let task = database.wait_for_state(witness, TaskState::Completed);
+        assert_eq!(task.result, Some(json!("dead\ndead\n")));
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn a_command_that_ignores_a_cancel_is_killed() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
+        let worker = WorkerProcess::start(command);
+        let id = database.dispatch(&gate_task(&workshop, "stubborn", "never"));
+        database.wait_for_state(id, TaskState::Running);
+        millhand::cancel(&mut database.connect(), id).unwrap();
+        let task = database.wait_for_state(id, TaskState::Canceled);
+        assert_eq!(task.error, None);
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn a_dead_workers_task_fails_long_before_the_ttl() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let worker = workshop.worker(worker_type, &[]);
+        let id = database.dispatch(&gate_task(&workshop, "stubborn", "never"));
+        database.wait_for_state(id, TaskState::Running);
+        worker.kill();
+        let mut connection = database.connect();
+        wait_until(&database, "its task failed without any other worker", AT_ONCE, || {
+            let state = millhand::client::get_task(&mut connection, id).unwrap().state;
+            if state == TaskState::Failed { Ok(()) } else { Err(state) }
+        });
+        assert_clean(&database, &workshop);
+    }
+}
