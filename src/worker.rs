@@ -137,8 +137,15 @@ impl Worker {
         self
     }
 
-    /// The command that starts a warden; `millhand warden`, with the program
-    /// found in the PATH, if not given.
+    /// The command that starts a warden, the small process that outlives this
+    /// one for a moment, kills its commands and settles its tasks.
+    ///
+    /// If it is not given, a worker with command handlers starts `millhand
+    /// warden`, with the program found in the PATH, and one whose handlers are
+    /// all functions starts none. It needs none: functions die with their
+    /// process. But without a warden nobody knows at once that they have, and
+    /// the tasks of a process that was killed keep their resources until its
+    /// ttl has passed and another worker sweeps them.
     #[must_use]
     pub fn warden(mut self, command: Vec<OsString>) -> Worker {
         self.warden = Some(command);
@@ -162,11 +169,13 @@ impl Worker {
             pid: std::process::id().cast_signed(),
             ttl: self.config.ttl,
         };
-        let warden = self
-            .warden
-            .clone()
-            .unwrap_or_else(|| vec![OsString::from("millhand"), OsString::from("warden")]);
-        let warden = Warden::start(warden, identity.process.clone(), identity.ttl, url.clone())?;
+        let default = || vec![OsString::from("millhand"), OsString::from("warden")];
+        let warden = match self.warden.or_else(|| self.registry.has_commands().then(default)) {
+            Some(command) => {
+                Warden::start(command, identity.process.clone(), identity.ttl, url.clone())?
+            }
+            None => Warden::none(),
+        };
         let mut mailboxes = Vec::new();
         let mut inboxes = Vec::new();
         for _ in 0..self.config.threads {

@@ -94,6 +94,18 @@ impl Warden {
         Ok(warden)
     }
 
+    /// For a worker without commands: nobody to tell, nothing to start.
+    pub(crate) fn none() -> Arc<Warden> {
+        let link = Link { pipe: None, groups: HashSet::new(), ended: false };
+        Arc::new(Warden {
+            program: Vec::new(),
+            process: String::new(),
+            ttl: Duration::ZERO,
+            url: String::new(),
+            link: Mutex::new(link),
+        })
+    }
+
     /// A task's process group has come to be.
     pub(crate) fn add(&self, group: Pid) {
         let number = group.as_raw_nonzero().get();
