@@ -28,12 +28,16 @@ CREATE FUNCTION millhand.cancel(id bigint) RETURNS text
 #variable_conflict use_column
 DECLARE
     found_state text;
+    ended record;
 BEGIN
     LOOP
-        UPDATE millhand.task SET state = 'canceled', finished_at = clock_timestamp()
-         WHERE id = cancel.id AND state IN ('scheduled', 'waiting');
+        UPDATE millhand.task SET state = 'canceled', parked = false, finished_at = clock_timestamp()
+         WHERE id = cancel.id AND state IN ('scheduled', 'waiting')
+        RETURNING position, exclusive, shared INTO ended;
         IF FOUND THEN
             -- Tasks behind it may be free now.
+            DELETE FROM millhand.parked WHERE position = ended.position;
+            PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
             PERFORM millhand.ring();
             RETURN 'canceled';
         END IF;
@@ -88,7 +92,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean, deep boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean) RETURNS record
+CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean, deep boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -96,58 +100,77 @@ DECLARE
     reserved_exclusive text[] := '{}';
     reserved text[] := '{}';
     n_passed integer := 0;
-    -- Shutdown and the next dispatch never wait longer than this for a look.
+    n_parked integer := 0;
+    -- Shutdown and the end of a task never wait longer than this for a look.
+    -- Only tasks that nobody here has a handler for can make one so long.
     deadline CONSTANT timestamptz := clock_timestamp() + interval '250 milliseconds';
 BEGIN
     more := false;
     inconclusive := false;
+    unfinished := false;
     FOR candidate IN
-        SELECT t.id, t.name, t.state, t.exclusive, t.shared
+        SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared,
+               -- The first test is made once a query, and mostly says no.
+               EXISTS (SELECT FROM millhand.parked)
+               AND (EXISTS (SELECT FROM millhand.parked p
+                             WHERE p.resource = ANY (t.exclusive) AND p.position < t.position)
+                    OR EXISTS (SELECT FROM millhand.parked p
+                                WHERE p.exclusive AND p.resource = ANY (t.shared)
+                                  AND p.position < t.position)) AS behind_parked
           FROM millhand.task t
-         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
+         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked AND t.position >= low
          ORDER BY t.position
     LOOP
-        IF candidate.state = 'waiting'
-           AND NOT (candidate.exclusive && reserved OR candidate.shared && reserved_exclusive)
-        THEN
-            IF task_id IS NOT NULL THEN
-                more := true;
-                RETURN;
-            ELSIF candidate.name <> ALL (handlers) THEN
-                -- Others may have a handler; it keeps its place.
-                more := look_further;
-            ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
-                -- The state comes as a value, not as a constant, so that the
-                -- primary key is the only index that can serve this.
-                -- Nobody waits here for a row that somebody else keeps locked,
-                -- such as a cancel in a transaction that stays open.
-                UPDATE millhand.task t
-                   SET state = 'running', owner = worker_id, worker = worker_name,
-                       fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
-                       started_at = clock_timestamp()
-                 WHERE t.id = (SELECT w.id FROM millhand.task w
-                                WHERE w.id = candidate.id AND w.state = candidate.state
-                                  FOR NO KEY UPDATE SKIP LOCKED)
-                RETURNING t.id, t.name, t.args, t.exclusive, t.shared, t.fence, t.attempt
-                     INTO task_id, task_name, task_args, task_exclusive, task_shared,
-                          task_fence, task_attempt;
-                IF NOT FOUND THEN
-                    PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
-                    inconclusive := true;
-                ELSIF NOT look_further OR more THEN
+        IF candidate.state = 'waiting' THEN
+            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved
+                    OR candidate.shared && reserved_exclusive)
+            THEN
+                IF task_id IS NOT NULL THEN
+                    more := true;
                     RETURN;
+                ELSIF candidate.name <> ALL (handlers) THEN
+                    -- Others may have a handler; it keeps its place.
+                    more := look_further;
+                ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
+                    -- The state comes as a value, not as a constant, so that
+                    -- the primary key is the only index that can serve this.
+                    -- Nobody waits here for a row that somebody else keeps
+                    -- locked, such as a cancel in a transaction that stays open.
+                    UPDATE millhand.task t
+                       SET state = 'running', owner = worker_id, worker = worker_name,
+                           fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
+                           started_at = clock_timestamp()
+                     WHERE t.id = (SELECT w.id FROM millhand.task w
+                                    WHERE w.id = candidate.id AND w.state = candidate.state
+                                      FOR NO KEY UPDATE SKIP LOCKED)
+                    RETURNING t.id, t.name, t.args, t.exclusive, t.shared, t.fence, t.attempt
+                         INTO task_id, task_name, task_args, task_exclusive, task_shared,
+                              task_fence, task_attempt;
+                    IF NOT FOUND THEN
+                        PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
+                        inconclusive := true;
+                    ELSIF NOT look_further OR more THEN
+                        RETURN;
+                    END IF;
                 END IF;
             END IF;
-        END IF;
-        n_passed := n_passed + 1;
-        EXIT WHEN n_passed = 200 AND NOT deep;
-        IF n_passed > 20 THEN
-            -- A long look: keep the two lists short, and mind the time.
-            IF n_passed % 20 = 0 AND clock_timestamp() > deadline THEN
+            n_passed := n_passed + 1;
+            IF n_passed > 20 AND deep AND task_id IS NULL
+               AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
+                                 candidate.shared, low)
+            THEN
+                n_parked := n_parked + 1;
+            END IF;
+            IF n_parked = 100 OR n_passed = 200 AND NOT deep THEN
+                unfinished := true;
+                more := look_further;
+                RETURN;
+            ELSIF n_passed % 100 = 0 AND clock_timestamp() > deadline THEN
                 inconclusive := true;
                 RETURN;
             END IF;
-            CONTINUE WHEN candidate.exclusive <@ reserved_exclusive AND candidate.shared <@ reserved;
+            CONTINUE WHEN n_passed > 20 AND candidate.exclusive <@ reserved_exclusive
+                      AND candidate.shared <@ reserved;
         END IF;
         reserved_exclusive := reserved_exclusive || candidate.exclusive;
         reserved := reserved || candidate.exclusive;
@@ -267,6 +290,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
     -- and lets the session let go: Postgres then releases them right after
@@ -284,6 +308,16 @@ BEGIN
     RETURN ended.state;
 END
 $$;
+
+CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
+    LANGUAGE sql
+    AS $_$
+    DELETE FROM millhand.worker w
+     WHERE w.process = $1
+       AND NOT EXISTS (SELECT FROM millhand.task t
+                        WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
+       AND pg_try_advisory_xact_lock(millhand.worker_lock(w.id))
+$_$;
 
 CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -307,8 +341,11 @@ $$;
 CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    its_process text;
 BEGIN
-    DELETE FROM millhand.worker WHERE id = worker_id;
+    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process INTO its_process;
+    PERFORM millhand.forget_unknown_workers(its_process);
     PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
 END
 $$;
@@ -326,7 +363,7 @@ CREATE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS vo
              GROUP BY key ORDER BY key) place
 $_$;
 
-CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT ended_state text, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT bell_hung boolean) RETURNS record
+CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT ended_state text, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -334,6 +371,7 @@ DECLARE
 BEGIN
     more := false;
     inconclusive := false;
+    unfinished := false;
     bell_hung := false;
     IF take_bell_down THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
@@ -352,7 +390,7 @@ BEGIN
     END IF;
     look_further := idle_siblings OR millhand.bell_hangs();
     SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
-                  task_attempt, more, inconclusive
+                  task_attempt, more, inconclusive, unfinished
       FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
     IF task_id IS NULL AND hang_bell THEN
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
@@ -362,9 +400,9 @@ BEGIN
             PERFORM pg_advisory_unlock(millhand.dispatching_lock());
         END IF;
         SELECT c.task_id, c.task_name, c.task_args, c.task_exclusive, c.task_shared, c.task_fence,
-               c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive
+               c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive, c.unfinished
           INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
-               task_attempt, more, inconclusive
+               task_attempt, more, inconclusive, unfinished
           FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, true) AS c;
         IF task_id IS NOT NULL THEN
             PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
@@ -376,6 +414,54 @@ BEGIN
     IF more AND NOT idle_siblings AND (task_id IS NOT NULL OR ended_task IS NOT NULL) THEN
         PERFORM millhand.ring();
     END IF;
+END
+$$;
+
+CREATE FUNCTION millhand.park(candidate bigint, candidate_position bigint, needed_exclusive text[], needed_shared text[], low bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    blocker bigint;
+BEGIN
+    -- Nothing here waits for a lock: who ends a task may wait for this.
+    SELECT p.task_id INTO blocker
+      FROM millhand.parked p
+     WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
+     LIMIT 1;
+    IF blocker IS NULL AND needed_shared <> '{}' THEN
+        SELECT p.task_id INTO blocker
+          FROM millhand.parked p
+         WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
+         LIMIT 1;
+    END IF;
+    IF blocker IS NULL THEN
+        SELECT t.id INTO blocker
+          FROM millhand.task t
+         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+           AND t.position >= low AND t.position < candidate_position
+           AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
+                OR t.shared && needed_exclusive)
+         LIMIT 1;
+    END IF;
+    PERFORM FROM millhand.task t
+      WHERE t.id = blocker AND t.state <> ALL ('{completed,failed,canceled}')
+        FOR SHARE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE millhand.task SET parked = true
+     WHERE id = (SELECT t.id FROM millhand.task t
+                  WHERE t.id = candidate AND t.state <> ALL ('{running,canceling,completed,failed,canceled}')
+                    AND t.parked IS FALSE
+                    FOR NO KEY UPDATE SKIP LOCKED);
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO millhand.parked (position, resource, exclusive, task_id)
+    SELECT candidate_position, r, true, candidate FROM unnest(needed_exclusive) AS r
+     UNION ALL
+    SELECT candidate_position, r, false, candidate FROM unnest(needed_shared) AS r;
+    RETURN true;
 END
 $$;
 
@@ -404,9 +490,14 @@ BEGIN
     END LOOP;
     IF mark_xid IS NULL OR pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= mark_xid THEN
         IF mark_xid IS NOT NULL THEN
-            SELECT t.position INTO first_incomplete FROM millhand.task t
-             WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-             ORDER BY t.position LIMIT 1;
+            -- Parked tasks come back at their place. One statement: between
+            -- two, one that comes back could be missed by both.
+            SELECT least((SELECT t.position FROM millhand.task t
+                           WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+                             AND t.position >= low
+                           ORDER BY t.position LIMIT 1),
+                         (SELECT min(p.position) FROM millhand.parked p))
+              INTO first_incomplete;
             low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
         END IF;
         -- Before the first draw of all, last_value is what will be drawn.
@@ -420,7 +511,7 @@ BEGIN
     END IF;
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-                          AND t.state = 'waiting');
+                          AND NOT t.parked AND t.state = 'waiting');
 END
 $$;
 
@@ -449,6 +540,7 @@ BEGIN
         PERFORM millhand.settle_worker(
             previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
     END IF;
+    PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
     VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
             register_worker.pid, register_worker.ttl)
@@ -484,7 +576,7 @@ CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, unbegun bo
     AS $$
 DECLARE
     n_settled integer := 0;
-    n_rows integer;
+    ended record;
 BEGIN
     IF unbegun THEN
         UPDATE millhand.task
@@ -493,13 +585,17 @@ BEGIN
          WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
         GET DIAGNOSTICS n_settled = ROW_COUNT;
     END IF;
-    UPDATE millhand.task
-       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
-           error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
-           owner = NULL, finished_at = clock_timestamp()
-     WHERE owner = worker_id AND state IN ('running', 'canceling');
-    GET DIAGNOSTICS n_rows = ROW_COUNT;
-    n_settled := n_settled + n_rows;
+    FOR ended IN
+        UPDATE millhand.task
+           SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
+               error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
+               owner = NULL, finished_at = clock_timestamp()
+         WHERE owner = worker_id AND state IN ('running', 'canceling')
+        RETURNING exclusive, shared
+    LOOP
+        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+        n_settled := n_settled + 1;
+    END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
     -- A session that outlived its worker (frozen, or cut off) keeps its locks:
     -- without this, others would try them in vain until it ends.
@@ -592,6 +688,43 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    freed text;
+    head record;
+    next_ids bigint[] := '{}';
+BEGIN
+    -- The usual case, and worth its own test: nothing is parked at all.
+    IF NOT EXISTS (SELECT FROM millhand.parked) THEN
+        RETURN;
+    END IF;
+    FOREACH freed IN ARRAY ended_exclusive || ended_shared LOOP
+        SELECT p.exclusive, p.task_id INTO head FROM millhand.parked p
+         WHERE p.resource = freed ORDER BY p.position LIMIT 1;
+        IF head.exclusive THEN
+            next_ids := next_ids || head.task_id;
+        ELSIF FOUND THEN
+            next_ids := next_ids || ARRAY(
+                SELECT p.task_id FROM millhand.parked p
+                 WHERE p.resource = freed
+                   AND p.position < coalesce((SELECT e.position FROM millhand.parked e
+                                               WHERE e.resource = freed AND e.exclusive
+                                               ORDER BY e.position LIMIT 1), 9223372036854775807));
+        END IF;
+    END LOOP;
+    IF next_ids = '{}' THEN
+        RETURN;
+    END IF;
+    -- In the order of ids: two who bring back the same tasks must not deadlock.
+    PERFORM FROM millhand.task t WHERE t.id = ANY (next_ids) ORDER BY t.id FOR NO KEY UPDATE;
+    UPDATE millhand.task SET parked = false WHERE id = ANY (next_ids);
+    DELETE FROM millhand.parked p USING millhand.task t
+     WHERE t.id = ANY (next_ids) AND p.position = t.position;
+END
+$$;
+
 CREATE FUNCTION millhand.worker_lock(id bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$SELECT hashint8extended($1, 7303)$_$;
@@ -602,11 +735,20 @@ CREATE TABLE millhand.migration (
     applied_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE millhand.parked (
+    "position" bigint NOT NULL,
+    resource text NOT NULL,
+    exclusive boolean NOT NULL,
+    task_id bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
 CREATE TABLE millhand.task (
     id bigint NOT NULL,
     name text NOT NULL,
     state text DEFAULT 'waiting'::text NOT NULL,
     "position" bigint,
+    parked boolean DEFAULT false NOT NULL,
     exclusive text[] DEFAULT '{}'::text[] NOT NULL,
     shared text[] DEFAULT '{}'::text[] NOT NULL,
     args jsonb DEFAULT '{}'::jsonb NOT NULL,
@@ -624,6 +766,8 @@ CREATE TABLE millhand.task (
     CONSTRAINT task_consistent CHECK (millhand.is_consistent(state, "position", owner, started_at, finished_at))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON COLUMN millhand.task.parked IS 'Known to wait behind an earlier task; looks skip it until that one has ended.';
 
 COMMENT ON COLUMN millhand.task.owner IS 'The worker row that may end the task.';
 
@@ -684,12 +828,19 @@ ALTER TABLE millhand.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 ALTER TABLE ONLY millhand.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY millhand.parked
+    ADD CONSTRAINT parked_pkey PRIMARY KEY ("position", resource);
+
 ALTER TABLE ONLY millhand.task
     ADD CONSTRAINT task_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY millhand.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
 
-CREATE INDEX task_incomplete ON millhand.task USING btree ("position") WHERE (state = ANY (ARRAY['waiting'::text, 'running'::text, 'canceling'::text]));
+CREATE INDEX parked_exclusive_line ON millhand.parked USING btree (resource, "position") WHERE exclusive;
+
+CREATE INDEX parked_line ON millhand.parked USING btree (resource, "position");
+
+CREATE INDEX task_incomplete ON millhand.task USING btree ("position") WHERE ((state = ANY (ARRAY['waiting'::text, 'running'::text, 'canceling'::text])) AND (NOT parked));
 
 CREATE INDEX task_owned ON millhand.task USING btree (owner) WHERE (owner IS NOT NULL);

@@ -170,12 +170,20 @@ impl Worker {
             ttl: self.config.ttl,
         };
         let default = || vec![OsString::from("millhand"), OsString::from("warden")];
-        let warden = match self.warden.or_else(|| self.registry.has_commands().then(default)) {
-            Some(command) => {
-                Warden::start(command, identity.process.clone(), identity.ttl, url.clone())?
-            }
-            None => Warden::none(),
-        };
+        let warden = self.warden.filter(|command| !command.is_empty());
+        let warden = warden.or_else(|| self.registry.has_commands().then(default));
+        let working_directory =
+            self.config.working_directory.clone().unwrap_or_else(std::env::temp_dir);
+        // The warden has another current directory.
+        let working_directory =
+            std::path::absolute(&working_directory).unwrap_or(working_directory);
+        let warden = Warden::start(
+            warden.unwrap_or_default(),
+            identity.process.clone(),
+            identity.ttl,
+            url.clone(),
+            working_directory.clone(),
+        )?;
         let mut mailboxes = Vec::new();
         let mut inboxes = Vec::new();
         for _ in 0..self.config.threads {
@@ -206,11 +214,7 @@ impl Worker {
             warden,
             control: self.control,
             name_template: self.config.name_template.clone(),
-            working_directory: self
-                .config
-                .working_directory
-                .clone()
-                .unwrap_or_else(std::env::temp_dir),
+            working_directory,
             low: AtomicI64::new(0),
             workers: Mutex::default(),
             has_ended: AtomicBool::new(false),
@@ -372,7 +376,7 @@ impl Shared {
     /// A fresh directory for a task, removed when dropped.
     pub(crate) fn working_directory(&self) -> Result<tempfile::TempDir, String> {
         tempfile::Builder::new()
-            .prefix("millhand-task-")
+            .prefix(&warden::directory_prefix(&self.identity.process))
             .tempdir_in(&self.working_directory)
             .map_err(|error| {
                 format!(

@@ -3,6 +3,7 @@
 use millhand::{NewTask, client};
 use postgres::Client;
 
+use crate::support::SOON;
 use crate::support::database::Database;
 
 /// The safety poll as one process makes it, from one to the next.
@@ -84,11 +85,37 @@ fn low_follows_what_has_ended() {
     }
     let id = database.dispatch(&NewTask::new("t"));
     let position = database.task(id).position.unwrap();
-    crate::support::wait_until(&database, "low has followed", crate::support::SOON, || {
+    crate::support::wait_until(&database, "low has followed", SOON, || {
         // Other databases of this server hold transactions open, too.
         match poll.poll(&mut connection) {
             low if low == position => Ok(()),
             low => Err(low),
         }
     });
+}
+
+/// A registration whose answer was lost with its connection.
+#[test]
+fn a_row_that_no_worker_knows_of_is_forgotten() {
+    let database = Database::new();
+    let register = |connection: &mut Client| -> i64 {
+        let sql =
+            "SELECT millhand.register_worker('w', 'postgres', 'p', 'h', 1, '30 s', NULL, NULL)";
+        connection.query_one(sql, &[]).unwrap().get(0)
+    };
+    let n_workers = |connection: &mut Client| millhand::fleet::workers(connection).unwrap().len();
+    let mut first = database.connect();
+    let first_id = register(&mut first);
+    register(&mut database.connect());
+    // Its session ends a moment after its client.
+    crate::support::wait_until(&database, "only those with a session are left", SOON, || {
+        let mut second = database.connect();
+        let id = register(&mut second);
+        let n = n_workers(&mut second);
+        second.execute("SELECT millhand.leave($1)", &[&id]).unwrap();
+        if n == 2 { Ok(()) } else { Err(n) }
+    });
+    assert_eq!(n_workers(&mut first), 1);
+    first.execute("SELECT millhand.leave($1)", &[&first_id]).unwrap();
+    assert_eq!(n_workers(&mut first), 0);
 }

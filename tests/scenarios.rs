@@ -1,10 +1,10 @@
 //! Scenarios of order: which tasks run at each step, for every worker type.
 
-use millhand::{NewTask, TaskState, client};
+use millhand::{NewTask, TaskState, client, fleet};
 use rustix::process::Signal;
 
-use crate::support::WORKER_TYPES;
 use crate::support::scenario::{Scenario, with_resources};
+use crate::support::{SOON, WORKER_TYPES, wait_until};
 
 /// Runs a scenario for each worker type.
 fn each_type(test: impl Fn(Scenario)) {
@@ -358,8 +358,13 @@ fn a_worker_stopped_by_each_gentle_signal_ends_its_task_first() {
             scenario.expect_running("a");
             let mut worker = scenario.take_worker();
             worker.signal(signal);
+            // The idle one of the two has left: both were told.
+            wait_until(&scenario.database, "it drains", SOON, || {
+                let workers = fleet::workers(&mut scenario.connection).unwrap();
+                if workers.len() == 1 { Ok(()) } else { Err(workers) }
+            });
             scenario.workshop.open_gate("a");
-            assert!(worker.wait(crate::support::SOON).success(), "{}", worker.stderr());
+            assert!(worker.wait(SOON).success(), "{}", worker.stderr());
             assert_eq!(scenario.database.task(scenario.id("a")).state, TaskState::Completed);
             // `b` is left to others.
             assert_eq!(scenario.database.task(scenario.id("b")).state, TaskState::Waiting);

@@ -11,12 +11,16 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     found_state text;
+    ended record;
 BEGIN
     LOOP
-        UPDATE millhand.task SET state = 'canceled', finished_at = clock_timestamp()
-         WHERE id = cancel.id AND state IN ('scheduled', 'waiting');
+        UPDATE millhand.task SET state = 'canceled', parked = false, finished_at = clock_timestamp()
+         WHERE id = cancel.id AND state IN ('scheduled', 'waiting')
+        RETURNING position, exclusive, shared INTO ended;
         IF FOUND THEN
             -- Tasks behind it may be free now.
+            DELETE FROM millhand.parked WHERE position = ended.position;
+            PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
             PERFORM millhand.ring();
             RETURN 'canceled';
         END IF;

@@ -23,6 +23,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
     -- and lets the session let go: Postgres then releases them right after

@@ -56,6 +56,7 @@ CREATE TABLE millhand.task (
     name        text NOT NULL,
     state       text NOT NULL DEFAULT 'waiting',
     position    bigint,
+    parked      boolean NOT NULL DEFAULT false,
     exclusive   text[] NOT NULL DEFAULT '{}',
     shared      text[] NOT NULL DEFAULT '{}',
     args        jsonb NOT NULL DEFAULT '{}',
@@ -77,12 +78,28 @@ CREATE TABLE millhand.task (
 -- table says nothing about when to clean: count dead rows instead.
 WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
       autovacuum_vacuum_cost_delay = 0);
+COMMENT ON COLUMN millhand.task.parked IS
+    'Known to wait behind an earlier task; looks skip it until that one has ended.';
 COMMENT ON COLUMN millhand.task.owner IS 'The worker row that may end the task.';
 COMMENT ON COLUMN millhand.task.worker IS 'Name of the worker that ran it last.';
 
--- What is not final yet, in order: the look for the next task. Scheduled tasks have no position and are not in it.
+-- What is not final and not parked, in order: the look for the next task.
 CREATE INDEX task_incomplete ON millhand.task (position)
-    WHERE state IN ('waiting', 'running', 'canceling');
+    WHERE state IN ('waiting', 'running', 'canceling') AND NOT parked;
+
+-- What parked tasks need: they keep reserving it, and this is how later tasks
+-- and those that end find them. See functions/10_park.sql.
+CREATE TABLE millhand.parked (
+    position  bigint NOT NULL,
+    resource  text NOT NULL,
+    exclusive boolean NOT NULL,
+    task_id   bigint NOT NULL,
+    PRIMARY KEY (position, resource)
+)
+WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+      autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX parked_line ON millhand.parked (resource, position);
+CREATE INDEX parked_exclusive_line ON millhand.parked (resource, position) WHERE exclusive;
 
 -- What a worker owns: to sweep it, and to find the tasks it should cancel.
 CREATE INDEX task_owned ON millhand.task (owner) WHERE owner IS NOT NULL;

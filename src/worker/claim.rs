@@ -53,6 +53,7 @@ pub(crate) struct Turn {
     pub(crate) task: Option<Claimed>,
     pub(crate) more: bool,
     pub(crate) inconclusive: bool,
+    pub(crate) unfinished: bool,
     pub(crate) bell_hung: bool,
 }
 

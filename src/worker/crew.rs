@@ -7,7 +7,7 @@
 //! - Somebody rang (a dispatch, a cancel, another process, the safety poll):
 //!   the *sentinel* is woken, the one idle worker that hung up the bell.
 //! - Another worker's turn saw more work than the one task it took.
-//! - Its own turn was inconclusive: it looks again soon.
+//! - The sentinel's own turn was inconclusive: it looks again soon.
 //!
 //! A turn that is under way may have looked before the reason to wake somebody
 //! arose. Such reasons are counted, and a turn that found nothing while the
@@ -74,7 +74,10 @@ pub(crate) enum Rest {
 pub(crate) struct Found {
     pub(crate) task: bool,
     pub(crate) more: bool,
+    /// A task that looked free was in other hands for the moment.
     pub(crate) inconclusive: bool,
+    /// The look ended before the queue did.
+    pub(crate) unfinished: bool,
     pub(crate) bell_hung: bool,
 }
 
@@ -171,9 +174,13 @@ impl Crew {
         if !enough && (state.reasons != plan.reasons || state.sentinel.is_none()) {
             return Rest::Again;
         }
+        if is_sentinel && found.unfinished {
+            return Rest::Again;
+        }
         state.idle.push(worker);
         if !is_sentinel {
-            if found.inconclusive
+            // The sentinel looks further, and again, for all.
+            if (found.inconclusive || found.unfinished)
                 && let Some(sentinel) = state.sentinel.filter(|s| state.idle.contains(s))
             {
                 self.wake(&mut state, sentinel);

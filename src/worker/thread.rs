@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::claim::postgres::{PostgresClaims, Previous};
-use super::claim::{Claims, Ended};
+use super::claim::{Claims, Ended, Outcome};
 use super::crew::{Found, Rest};
 use super::inbox::Inbox;
 use super::run::run_task;
@@ -59,7 +59,7 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
         shared.joined(claims.worker());
         let exit = work_session(shared, index, &name, inbox, &mut claims);
         shared.left(claims.worker());
-        match exit {
+        match exit? {
             Exit::Stopped => return claims.leave(),
             Exit::Lost { begun } => {
                 shared.crew.drop_out(index);
@@ -77,50 +77,61 @@ fn work_session(
     name: &str,
     inbox: &Inbox,
     claims: &mut impl Claims,
-) -> Exit {
+) -> Result<Exit, Error> {
     let mut ended: Option<Ended> = None;
     let mut n_failures = 0;
+    let mut last_failure = String::new();
     shared.rest(inbox, shared.crew.join(index));
     loop {
         let wanted = !inbox.is_draining();
         if !wanted && ended.is_none() {
-            return Exit::Stopped;
+            return Ok(Exit::Stopped);
         }
         let plan = shared.crew.begin_turn(index);
         let turn = match claims.next_task(ended.as_ref(), wanted, shared.low(), plan) {
             Ok(turn) => turn,
             Err(error) => {
                 shared.crew.abandon_turn(index);
-                log::error!("worker {name}: {}", error::chain(&error));
+                n_failures += 1;
+                let text = error::chain(&error);
+                if text != last_failure {
+                    log::error!("worker {name}: {text}");
+                    last_failure = text;
+                }
                 let begun = ended.as_ref().map(|ended| ended.id);
                 if claims.is_lost() || inbox.is_lost() || claims.recover().is_err() {
-                    return Exit::Lost { begun };
+                    return Ok(Exit::Lost { begun });
                 }
-                // The server refused this turn and may take it later (its disk
-                // is full, it is out of memory), or it will never take what
-                // the handler returned.
-                if let (false, Some(ended)) = (error.is_unavailable(), ended.as_mut()) {
-                    ended.outcome = super::claim::Outcome::failed(format!(
-                        "the outcome could not be stored: {}",
-                        error::chain(&error)
-                    ));
+                if !error.is_unavailable() {
+                    // Perhaps the server will never take what the handler
+                    // returned. If that was not it, waiting will not help.
+                    match ended.as_mut() {
+                        Some(ended) if n_failures == 1 => {
+                            ended.outcome = Outcome::failed(format!(
+                                "the outcome could not be stored: {last_failure}"
+                            ));
+                        }
+                        _ => return Err(error),
+                    }
                 }
-                n_failures += 1;
+                // Else it may pass: the server's disk is full, or its memory.
                 inbox.wait_until(Instant::now() + (FIRST_PAUSE * n_failures).min(LAST_PAUSE));
                 continue;
             }
         };
         n_failures = 0;
+        last_failure.clear();
         if !turn.owned {
             shared.crew.abandon_turn(index);
             log::warn!("worker {name}: its task had been taken away; nothing was written");
-            return Exit::Lost { begun: ended.map(|ended| ended.id) };
+            return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
         }
         ended = None;
         let found = Found {
             task: turn.task.is_some(),
             more: turn.more,
             inconclusive: turn.inconclusive,
+            unfinished: turn.unfinished,
             bell_hung: turn.bell_hung,
         };
         let rest = shared.crew.end_turn(index, plan, found);
@@ -130,19 +141,19 @@ fn work_session(
             }
             inbox.verify(claims.client());
             if inbox.is_lost() {
-                return Exit::Lost { begun: None };
+                return Ok(Exit::Lost { begun: None });
             }
             continue;
         };
         if inbox.is_aborting() {
             // Not begun: it goes back to its place when the claim is settled.
-            return Exit::Lost { begun: None };
+            return Ok(Exit::Lost { begun: None });
         }
         let id = task.id;
         let outcome = run_task(shared, name, task, inbox, claims);
         if inbox.is_lost() {
             log::warn!("worker {name}: stopped task {id}, its claim is gone");
-            return Exit::Lost { begun: Some(id) };
+            return Ok(Exit::Lost { begun: Some(id) });
         }
         ended = Some(Ended { id, outcome });
     }

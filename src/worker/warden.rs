@@ -6,7 +6,7 @@
 //! in time (it is frozen, or cut off from Postgres), the warden kills them all.
 //! After an end without a farewell it also settles the worker's tasks in the
 //! table: it knows for certain that their processes are dead, which nobody else
-//! does before the ttl has passed.
+//! does before the ttl has passed. Last, it removes their working directories.
 //!
 //! | line | means |
 //! |---|---|
@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,6 +45,7 @@ pub(crate) struct Warden {
     process: String,
     ttl: Duration,
     url: String,
+    working_directory: PathBuf,
     link: Mutex<Link>,
 }
 
@@ -54,16 +56,28 @@ struct Link {
 }
 
 impl Warden {
-    /// Starts the warden process. It has the worker's settings in its
-    /// environment, where the command line would show the password.
+    /// Starts the warden process; none if `program` is empty, for a worker
+    /// without commands. It has the worker's settings in its environment, where
+    /// the command line would show the password.
     pub(crate) fn start(
         program: Vec<OsString>,
         process: String,
         ttl: Duration,
         url: String,
+        working_directory: PathBuf,
     ) -> Result<Arc<Warden>, Error> {
         let link = Link { pipe: None, groups: HashSet::new(), ended: false };
-        let warden = Arc::new(Warden { program, process, ttl, url, link: Mutex::new(link) });
+        let warden = Arc::new(Warden {
+            program,
+            process,
+            ttl,
+            url,
+            working_directory,
+            link: Mutex::new(link),
+        });
+        if warden.program.is_empty() {
+            return Ok(warden);
+        }
         let child = warden.spawn(&mut warden.lock())?;
         let watched = Arc::downgrade(&warden);
         std::thread::Builder::new()
@@ -92,18 +106,6 @@ impl Warden {
             })
             .map_err(|error| unavailable("could not start a thread", error))?;
         Ok(warden)
-    }
-
-    /// For a worker without commands: nobody to tell, nothing to start.
-    pub(crate) fn none() -> Arc<Warden> {
-        let link = Link { pipe: None, groups: HashSet::new(), ended: false };
-        Arc::new(Warden {
-            program: Vec::new(),
-            process: String::new(),
-            ttl: Duration::ZERO,
-            url: String::new(),
-            link: Mutex::new(link),
-        })
     }
 
     /// A task's process group has come to be.
@@ -141,6 +143,7 @@ impl Warden {
             .args(&self.program[1..])
             .env("MILLHAND_DATABASE_URL", &self.url)
             .env("MILLHAND_WARDEN_OF", &self.process)
+            .env("MILLHAND_WORKING_DIRECTORY", &self.working_directory)
             .env("MILLHAND_TTL", format!("{}ms", self.ttl.as_millis()))
             // Its own group: a terminal's Ctrl-C is not for it.
             .process_group(0)
@@ -207,7 +210,9 @@ pub fn run() -> Result<(), Error> {
         return Ok(());
     }
     kill_all(&process, &groups);
-    settle(&process, ttl)
+    let settled = settle(&process, ttl);
+    remove_directories(&process);
+    settled
 }
 
 /// Follows the worker until it ends; true if it took its leave.
@@ -309,6 +314,26 @@ fn kill_marked(mark: &[u8]) -> bool {
         }
     }
     found
+}
+
+/// What the names of a worker process's working directories begin with.
+pub(crate) fn directory_prefix(process: &str) -> String {
+    format!("millhand-task-{process}-")
+}
+
+/// Removes the working directories that the dead worker could not. They may be
+/// large, so this comes after its tasks have been settled.
+fn remove_directories(process: &str) {
+    let Some(folder) = std::env::var_os("MILLHAND_WORKING_DIRECTORY") else { return };
+    let prefix = directory_prefix(process);
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes())
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            log::warn!("could not remove {}: {error}", entry.path().display());
+        }
+    }
 }
 
 /// Ends the tasks of the dead worker in the table. Tries for as long as nobody

@@ -39,6 +39,15 @@ fn wait_for_family(database: &Database, workshop: &Workshop) {
     });
 }
 
+fn wait_for_n_workers(database: &Database, wanted: i64) {
+    let mut connection = database.connect();
+    wait_until(database, &format!("{wanted} workers are registered"), SOON, || {
+        let n: i64 =
+            connection.query_one("SELECT count(*) FROM millhand.worker", &[]).unwrap().get(0);
+        if n == wanted { Ok(()) } else { Err(n) }
+    });
+}
+
 fn signal_pid(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
@@ -71,6 +80,7 @@ fn check_death(ttl: &str, harm: impl Fn(&Workshop, &WorkerProcess)) {
         wait_for_family(&database, &workshop);
         let second = worker_with_ttl(&workshop, worker_type, ttl);
         let witness = database.dispatch(&on_folder(&workshop, "witness"));
+        wait_for_n_workers(&database, 2);
         harm(&workshop, &first);
         let task = database.wait_for_state(family, TaskState::Failed);
         assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{:?}", task.error);
@@ -82,14 +92,7 @@ fn check_death(ttl: &str, harm: impl Fn(&Workshop, &WorkerProcess)) {
         // A worker that came back, or was killed in the end, has left its rows
         // to others.
         let mut last = worker_with_ttl(&workshop, worker_type, ttl);
-        wait_until(&database, "dead workers are swept", SOON, || {
-            let n: i64 = database
-                .connect()
-                .query_one("SELECT count(*) FROM millhand.worker", &[])
-                .unwrap()
-                .get(0);
-            if n == 1 { Ok(()) } else { Err(n) }
-        });
+        wait_for_n_workers(&database, 1);
         last.signal(Signal::TERM);
         last.wait(SOON);
         assert_clean(&database, &workshop);

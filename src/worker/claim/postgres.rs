@@ -123,6 +123,7 @@ impl Claims for PostgresClaims {
             task,
             more: row.get("more"),
             inconclusive: row.get("inconclusive"),
+            unfinished: row.get("unfinished"),
             bell_hung: row.get("bell_hung"),
         })
     }

@@ -16,7 +16,7 @@ CREATE OR REPLACE FUNCTION millhand.next_task(
     OUT ended_state text,
     OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[],
     OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer,
-    OUT more boolean, OUT inconclusive boolean, OUT bell_hung boolean
+    OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -24,6 +24,7 @@ DECLARE
 BEGIN
     more := false;
     inconclusive := false;
+    unfinished := false;
     bell_hung := false;
     IF take_bell_down THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
@@ -42,7 +43,7 @@ BEGIN
     END IF;
     look_further := idle_siblings OR millhand.bell_hangs();
     SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
-                  task_attempt, more, inconclusive
+                  task_attempt, more, inconclusive, unfinished
       FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
     IF task_id IS NULL AND hang_bell THEN
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
@@ -52,9 +53,9 @@ BEGIN
             PERFORM pg_advisory_unlock(millhand.dispatching_lock());
         END IF;
         SELECT c.task_id, c.task_name, c.task_args, c.task_exclusive, c.task_shared, c.task_fence,
-               c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive
+               c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive, c.unfinished
           INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
-               task_attempt, more, inconclusive
+               task_attempt, more, inconclusive, unfinished
           FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, true) AS c;
         IF task_id IS NOT NULL THEN
             PERFORM pg_advisory_unlock_shared(millhand.bell_lock());

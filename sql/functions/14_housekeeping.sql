@@ -31,7 +31,7 @@ $$;
 --
 -- `canceling`: tasks of its workers that should end. `lost`: workers whose
 -- session is gone, told by their lock being free. `waiting`: whether there is
--- a waiting task at all.
+-- a waiting task that is not known to wait behind another.
 --
 -- `low` is a position below which nothing is incomplete, now or later; looks
 -- start there and so never walk over the remains of finished tasks, which
@@ -65,9 +65,14 @@ BEGIN
     END LOOP;
     IF mark_xid IS NULL OR pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= mark_xid THEN
         IF mark_xid IS NOT NULL THEN
-            SELECT t.position INTO first_incomplete FROM millhand.task t
-             WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-             ORDER BY t.position LIMIT 1;
+            -- Parked tasks come back at their place. One statement: between
+            -- two, one that comes back could be missed by both.
+            SELECT least((SELECT t.position FROM millhand.task t
+                           WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+                             AND t.position >= low
+                           ORDER BY t.position LIMIT 1),
+                         (SELECT min(p.position) FROM millhand.parked p))
+              INTO first_incomplete;
             low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
         END IF;
         -- Before the first draw of all, last_value is what will be drawn.
@@ -81,6 +86,6 @@ BEGIN
     END IF;
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-                          AND t.state = 'waiting');
+                          AND NOT t.parked AND t.state = 'waiting');
 END
 $$;

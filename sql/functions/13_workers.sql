@@ -11,7 +11,7 @@ CREATE OR REPLACE FUNCTION millhand.settle_worker(
 LANGUAGE plpgsql AS $$
 DECLARE
     n_settled integer := 0;
-    n_rows integer;
+    ended record;
 BEGIN
     IF unbegun THEN
         UPDATE millhand.task
@@ -20,13 +20,17 @@ BEGIN
          WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
         GET DIAGNOSTICS n_settled = ROW_COUNT;
     END IF;
-    UPDATE millhand.task
-       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
-           error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
-           owner = NULL, finished_at = clock_timestamp()
-     WHERE owner = worker_id AND state IN ('running', 'canceling');
-    GET DIAGNOSTICS n_rows = ROW_COUNT;
-    n_settled := n_settled + n_rows;
+    FOR ended IN
+        UPDATE millhand.task
+           SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'failed' END,
+               error = CASE state WHEN 'canceling' THEN NULL ELSE reason END,
+               owner = NULL, finished_at = clock_timestamp()
+         WHERE owner = worker_id AND state IN ('running', 'canceling')
+        RETURNING exclusive, shared
+    LOOP
+        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+        n_settled := n_settled + 1;
+    END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
     -- A session that outlived its worker (frozen, or cut off) keeps its locks:
     -- without this, others would try them in vain until it ends.
@@ -47,6 +51,19 @@ CREATE OR REPLACE FUNCTION millhand.settle_process(process text) RETURNS integer
 LANGUAGE sql AS $$
     SELECT coalesce(sum(millhand.settle_worker(w.id, format('worker %s has gone missing', w.name))), 0)::integer
       FROM millhand.worker w WHERE w.process = $1
+$$;
+
+-- Removes rows of this process that nobody stands for: a registration was
+-- committed, and its connection was lost before the worker learned of it. Such
+-- a row would be renewed for as long as its process lives. It owns nothing, and
+-- its lock, taken before it could be seen, is free.
+CREATE OR REPLACE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
+LANGUAGE sql AS $$
+    DELETE FROM millhand.worker w
+     WHERE w.process = $1
+       AND NOT EXISTS (SELECT FROM millhand.task t
+                        WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
+       AND pg_try_advisory_xact_lock(millhand.worker_lock(w.id))
 $$;
 
 -- Registers a worker, on the connection that it will work on, and returns its
@@ -77,6 +94,7 @@ BEGIN
         PERFORM millhand.settle_worker(
             previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
     END IF;
+    PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
     VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
             register_worker.pid, register_worker.ttl)
@@ -89,8 +107,11 @@ $$;
 -- Takes a worker's row away when it leaves. It must own nothing by then.
 CREATE OR REPLACE FUNCTION millhand.leave(worker_id bigint) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    its_process text;
 BEGIN
-    DELETE FROM millhand.worker WHERE id = worker_id;
+    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process INTO its_process;
+    PERFORM millhand.forget_unknown_workers(its_process);
     PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
 END
 $$;
