@@ -8,7 +8,7 @@
 //! | `housekeeper` | heartbeats, the safety poll, sweeping | its connection |
 //! | `warden-watch` | replaces a warden that died | the warden process |
 //!
-//! The threads share one immutable [`Shared`]; what changes is in the `Crew`.
+//! The threads share one immutable `Shared`; what changes is in the `Crew`.
 
 mod claim;
 mod command;
