@@ -7,6 +7,8 @@
 mod cli;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
+/// Every example prints what its header says.
+mod examples;
 /// The safety poll never leaves out what waits.
 mod housekeeping;
 /// Migrations and the golden schema; every query can be prepared.
