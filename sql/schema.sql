@@ -34,7 +34,7 @@ BEGIN
         IF FOUND THEN
             -- Tasks behind it may be free now.
             DELETE FROM millhand.parked WHERE position = ended.position;
-            PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+            PERFORM millhand.note_freed(ended.exclusive, ended.shared, FOUND);
             PERFORM millhand.ring();
             RETURN 'canceled';
         END IF;
@@ -201,24 +201,16 @@ DECLARE
     task_args jsonb := coalesce(dispatch.args, '{}');
     task_exclusive text[] := coalesce(dispatch.exclusive, '{}');
     task_shared text[] := coalesce(dispatch.shared, '{}');
+    xid xid8;
 BEGIN
     PERFORM millhand.check_task(dispatch.name, task_args, task_exclusive, task_shared);
-    -- Whoever has drawn a position has a transaction id by then: see low_water.
-    PERFORM pg_current_xact_id();
+    task_exclusive := millhand.without(task_exclusive, '{}');
+    task_shared := millhand.without(task_shared, task_exclusive);
+    -- Whoever has drawn a position has a transaction id by then: see poll.
+    xid := pg_current_xact_id();
     -- First of all locks, and before the bell is looked at: see next_task.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    -- Most tasks name one resource or none: nothing to fold, nothing to sort.
-    IF cardinality(task_exclusive) + cardinality(task_shared) > 1 THEN
-        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_exclusive
-          FROM unnest(task_exclusive) AS r;
-        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_shared
-          FROM unnest(task_shared) AS r WHERE r <> ALL (task_exclusive);
-        PERFORM millhand.lock_places(task_exclusive, task_shared);
-    ELSIF cardinality(task_exclusive) = 1 THEN
-        PERFORM pg_advisory_xact_lock(millhand.place_lock(task_exclusive[array_lower(task_exclusive, 1)]));
-    ELSIF cardinality(task_shared) = 1 THEN
-        PERFORM pg_advisory_xact_lock_shared(millhand.place_lock(task_shared[array_lower(task_shared, 1)]));
-    END IF;
+    PERFORM millhand.lock_places(task_exclusive, task_shared);
     INSERT INTO millhand.task (name, args, exclusive, shared, position)
     VALUES (dispatch.name, task_args, task_exclusive, task_shared, nextval('millhand.task_position'))
     RETURNING id INTO task_id;
@@ -302,9 +294,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    -- Mostly nothing is parked.
-    IF EXISTS (SELECT FROM millhand.parked) THEN
-        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+    IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
+        -- Whoever waits to be woken tries again until it succeeds.
+        PERFORM millhand.ring();
     END IF;
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
@@ -366,24 +358,67 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.lock_place(key bigint, exclusive boolean) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF exclusive THEN
+        PERFORM pg_advisory_xact_lock(key);
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(key);
+    END IF;
+END
+$$;
+
 CREATE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS void
-    LANGUAGE sql
-    AS $_$
-    SELECT CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
-                ELSE pg_advisory_xact_lock_shared(place.key) END
-      FROM (SELECT key, bool_or(needed.exclusive) AS exclusive
-              FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
-                      FROM unnest($1) AS name
-                     UNION ALL
-                    SELECT millhand.place_lock(name), false FROM unnest($2) AS name) needed
-             GROUP BY key ORDER BY key) place
-$_$;
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n_exclusive CONSTANT integer := cardinality(exclusive);
+    n_places CONSTANT integer := n_exclusive + cardinality(shared);
+    names text[];
+    low_key bigint;
+    high_key bigint;
+    low_exclusive boolean := n_exclusive > 0;
+    high_exclusive boolean := n_exclusive > 1;
+BEGIN
+    IF n_places = 0 THEN
+        RETURN;
+    ELSIF n_places > 2 THEN
+        PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
+                     ELSE pg_advisory_xact_lock_shared(place.key) END
+           FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
+                   FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
+                           FROM unnest(lock_places.exclusive) AS name
+                          UNION ALL
+                         SELECT millhand.place_lock(name), false
+                           FROM unnest(lock_places.shared) AS name) AS needed
+                  GROUP BY needed.key ORDER BY needed.key) AS place;
+        RETURN;
+    END IF;
+    -- One or two: the usual dispatch, at a fifth of the query's cost.
+    names := exclusive || shared;
+    low_key := millhand.place_lock(names[array_lower(names, 1)]);
+    high_key := millhand.place_lock(names[array_upper(names, 1)]);
+    IF high_key < low_key THEN
+        PERFORM millhand.lock_place(high_key, high_exclusive);
+        PERFORM millhand.lock_place(low_key, low_exclusive);
+    ELSIF high_key > low_key THEN
+        PERFORM millhand.lock_place(low_key, low_exclusive);
+        PERFORM millhand.lock_place(high_key, high_exclusive);
+    ELSE
+        -- Two names in one bucket; the exclusive ones come first.
+        PERFORM millhand.lock_place(low_key, low_exclusive);
+    END IF;
+END
+$$;
 
 CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT ended_state text, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 DECLARE
     look_further boolean;
+    held_up boolean := false;
 BEGIN
     more := false;
     inconclusive := false;
@@ -398,6 +433,8 @@ BEGIN
         IF ended_state IS NULL THEN
             RETURN;
         END IF;
+    ELSIF wanted THEN
+        held_up := NOT millhand.unpark_behind('{}', '{}');
     END IF;
     IF NOT wanted THEN
         -- This worker leaves: what its task kept waiting is for others.
@@ -408,6 +445,7 @@ BEGIN
     SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
                   task_attempt, more, inconclusive, unfinished
       FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
+    inconclusive := inconclusive OR held_up;
     IF task_id IS NULL AND hang_bell THEN
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
         bell_hung := true;
@@ -415,6 +453,7 @@ BEGIN
         IF NOT inconclusive THEN
             PERFORM pg_advisory_unlock(millhand.dispatching_lock());
         END IF;
+        inconclusive := inconclusive OR NOT millhand.unpark_behind('{}', '{}');
         SELECT c.task_id, c.task_name, c.task_args, c.task_exclusive, c.task_shared, c.task_fence,
                c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive, c.unfinished
           INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
@@ -433,35 +472,42 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.note_freed(ended_exclusive text[], ended_shared text[], was_parked boolean) RETURNS void
+    LANGUAGE sql
+    AS $_$
+    INSERT INTO millhand.freed (resource)
+    SELECT r FROM unnest($1 || $2) AS r
+     WHERE ($3 OR current_setting('transaction_isolation') <> 'read committed'
+            OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource = r))
+       -- Once a transaction is enough: a thousand cancels, one note.
+       AND NOT EXISTS (SELECT FROM millhand.freed f
+                        WHERE f.resource = r AND f.xmin = pg_current_xact_id()::xid)
+$_$;
+
 CREATE FUNCTION millhand.park(candidate bigint, candidate_position bigint, needed_exclusive text[], needed_shared text[], low bigint) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
-DECLARE
-    blocker bigint;
 BEGIN
-    -- Nothing here waits for a lock: who ends a task may wait for this.
-    SELECT p.task_id INTO blocker
-      FROM millhand.parked p
-     WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
-     LIMIT 1;
-    IF blocker IS NULL AND needed_shared <> '{}' THEN
-        SELECT p.task_id INTO blocker
-          FROM millhand.parked p
-         WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
-         LIMIT 1;
+    -- The blocker. Nothing here waits for a lock: who ends a task may wait for
+    -- this.
+    PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
+      WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
+        AND t.state <> ALL ('{completed,failed,canceled}')
+      LIMIT 1 FOR SHARE OF t SKIP LOCKED;
+    IF NOT FOUND AND needed_shared <> '{}' THEN
+        PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
+          WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
+            AND t.state <> ALL ('{completed,failed,canceled}')
+          LIMIT 1 FOR SHARE OF t SKIP LOCKED;
     END IF;
-    IF blocker IS NULL THEN
-        SELECT t.id INTO blocker
-          FROM millhand.task t
-         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-           AND t.position >= low AND t.position < candidate_position
-           AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
-                OR t.shared && needed_exclusive)
-         LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM FROM millhand.task t
+          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+            AND t.position >= low AND t.position < candidate_position
+            AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
+                 OR t.shared && needed_exclusive)
+          LIMIT 1 FOR SHARE SKIP LOCKED;
     END IF;
-    PERFORM FROM millhand.task t
-      WHERE t.id = blocker AND t.state <> ALL ('{completed,failed,canceled}')
-        FOR SHARE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -527,7 +573,8 @@ BEGIN
     END IF;
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-                          AND NOT t.parked AND t.state = 'waiting');
+                          AND NOT t.parked AND t.state = 'waiting')
+               OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked);
 END
 $$;
 
@@ -646,6 +693,8 @@ BEGIN
         n_settled := n_settled + millhand.settle_worker(
             missing.id, format('worker %s has gone missing', missing.name));
     END LOOP;
+    -- Notes that are of no more use, because nothing is parked.
+    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked);
     RETURN n_settled;
 END
 $$;
@@ -708,46 +757,104 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[]) RETURNS void
+CREATE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    freed text;
+    lines text[] := ended_exclusive || ended_shared;
+    line text;
     head record;
     next_ids bigint[] := '{}';
+    next_lines text[] := '{}';
+    line_ids bigint[];
+    locked_ids bigint[];
 BEGIN
     -- The usual case, and worth its own test: nothing is parked at all.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
-        RETURN;
+        RETURN true;
     END IF;
-    FOREACH freed IN ARRAY ended_exclusive || ended_shared LOOP
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM millhand.note_freed(ended_exclusive, ended_shared, true);
+        RETURN false;
+    END IF;
+    IF EXISTS (SELECT FROM millhand.freed) THEN
+        WITH noted AS (
+            DELETE FROM millhand.freed
+             WHERE (resource, id) IN (SELECT f.resource, f.id FROM millhand.freed f
+                                         FOR UPDATE SKIP LOCKED)
+            RETURNING resource
+        )
+        SELECT lines || coalesce(array_agg(DISTINCT resource), '{}') INTO lines FROM noted;
+    END IF;
+    FOREACH line IN ARRAY lines LOOP
         SELECT p.exclusive, p.task_id INTO head FROM millhand.parked p
-         WHERE p.resource = freed ORDER BY p.position LIMIT 1;
+         WHERE p.resource = line ORDER BY p.position LIMIT 1;
+        CONTINUE WHEN NOT FOUND;
         IF head.exclusive THEN
-            next_ids := next_ids || head.task_id;
-        ELSIF FOUND THEN
-            next_ids := next_ids || ARRAY(
+            line_ids := ARRAY[head.task_id];
+        ELSE
+            line_ids := ARRAY(
                 SELECT p.task_id FROM millhand.parked p
-                 WHERE p.resource = freed
+                 WHERE p.resource = line
                    AND p.position < coalesce((SELECT e.position FROM millhand.parked e
-                                               WHERE e.resource = freed AND e.exclusive
+                                               WHERE e.resource = line AND e.exclusive
                                                ORDER BY e.position LIMIT 1), 9223372036854775807));
         END IF;
+        next_ids := next_ids || line_ids;
+        next_lines := next_lines || array_fill(line, ARRAY[cardinality(line_ids)]);
     END LOOP;
     IF next_ids = '{}' THEN
-        RETURN;
+        RETURN true;
     END IF;
-    -- In the order of ids: two who bring back the same tasks must not deadlock.
-    PERFORM FROM millhand.task t WHERE t.id = ANY (next_ids) ORDER BY t.id FOR NO KEY UPDATE;
-    UPDATE millhand.task SET parked = false WHERE id = ANY (next_ids);
+    locked_ids := ARRAY(SELECT t.id FROM millhand.task t WHERE t.id = ANY (next_ids)
+                           FOR NO KEY UPDATE SKIP LOCKED);
+    UPDATE millhand.task SET parked = false WHERE id = ANY (locked_ids) AND parked IS TRUE;
     DELETE FROM millhand.parked p USING millhand.task t
-     WHERE t.id = ANY (next_ids) AND p.position = t.position;
+     WHERE t.id = ANY (locked_ids) AND p.position = t.position;
+    INSERT INTO millhand.freed (resource)
+    SELECT DISTINCT missed.line FROM unnest(next_lines, next_ids) AS missed (line, id)
+     WHERE missed.id <> ALL (locked_ids);
+    RETURN NOT FOUND;
+END
+$$;
+
+CREATE FUNCTION millhand.without(names text[], others text[]) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+DECLARE
+    name text;
+    kept text[] := '{}';
+BEGIN
+    IF cardinality(names) <= 1 AND others = '{}' THEN
+        RETURN names;
+    END IF;
+    FOREACH name IN ARRAY names LOOP
+        IF name <> ALL (kept) AND name <> ALL (others) THEN
+            kept := kept || name;
+        END IF;
+    END LOOP;
+    RETURN kept;
 END
 $$;
 
 CREATE FUNCTION millhand.worker_lock(id bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$SELECT hashint8extended($1, 7303)$_$;
+
+CREATE TABLE millhand.freed (
+    resource text NOT NULL,
+    id bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE millhand.freed ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME millhand.freed_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 CREATE TABLE millhand.migration (
     version integer NOT NULL,
@@ -844,6 +951,9 @@ ALTER TABLE millhand.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+ALTER TABLE ONLY millhand.freed
+    ADD CONSTRAINT freed_pkey PRIMARY KEY (resource, id);
 
 ALTER TABLE ONLY millhand.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (version);

@@ -17,6 +17,8 @@ mod migrate;
 mod oracle;
 /// How tasks end, and what whoever waits for them is told.
 mod outcomes;
+/// Deep queues: what is parked comes back.
+mod parking;
 /// Random queues keep the order and leave nothing behind.
 mod property;
 /// Which tasks run at each step, for every worker type.

@@ -1,21 +1,33 @@
-//! Random queues, run by several processes while tasks are canceled: the order
-//! holds, all ends, nothing is left.
+//! Random queues, run by fleets of several processes while tasks are canceled:
+//! the order holds, all ends, nothing is left.
 //!
-//! `MILLHAND_TEST_SEED` repeats a run, `MILLHAND_TEST_QUEUES` sets how many
-//! queues are drawn (default: 10).
+//! `MILLHAND_TEST_QUEUES` sets how many queues are drawn, `MILLHAND_TEST_SEED`
+//! what is drawn: a failure names the seed that draws its queues first.
 
 use std::thread;
 
 use millhand::{NewTask, TaskId, client};
+use postgres::Client;
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::process::Workshop;
-use crate::support::{WORKER_TYPES, clean, database::Database, random};
+use crate::support::process::{WorkerProcess, Workshop};
+use crate::support::{SOON, WORKER_TYPES, clean, database::Database, oracle, random, wait_until};
+
+/// Queues of one round: in one table at once, on resources of their own.
+const ROUND: u64 = 5;
+/// Rounds that one fleet runs.
+const ROUNDS_OF_A_FLEET: u64 = 10;
 
 /// Small and good enough: xorshift, from a seed that a failure names.
 struct Dice(u64);
 
 impl Dice {
+    fn of(seed: u64) -> Dice {
+        // Neighbouring seeds must not throw alike.
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -26,83 +38,149 @@ impl Dice {
     fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
+
+    fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap()
+    }
 }
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
-fn draw_task(dice: &mut Dice, n_names: u64) -> NewTask {
-    let task = match dice.below(10) {
+/// How the tasks of one queue are drawn.
+struct Kind {
+    prefix: String,
+    n_names: u64,
+    /// One need in so many is shared.
+    shared: u64,
+    /// Most resources of a task.
+    most: u64,
+}
+
+fn draw_task(dice: &mut Dice, kind: &Kind) -> NewTask {
+    let task = match dice.below(100) {
         0 => NewTask::new("brief"),
-        1 => NewTask::new("millhand.fail").args(json!({ "message": "drawn" })),
-        2..5 => NewTask::new("millhand.sleep")
-            .args(json!({ "seconds": dice.below(20) as f64 / 1000.0 })),
+        1..5 => NewTask::new("millhand.fail").args(json!({ "message": "drawn" })),
+        5..20 => {
+            NewTask::new("millhand.sleep").args(json!({ "seconds": dice.below(8) as f64 / 1000.0 }))
+        }
         _ => NewTask::new("millhand.noop"),
     };
-    (0..dice.below(6)).fold(task, |task, _| {
-        let name = format!("r{}", dice.below(n_names));
-        if dice.one_in(2) { task.exclusive(name) } else { task.shared(name) }
+    // Few without any resource: they are in nobody's way.
+    let n = if dice.one_in(20) { 0 } else { 1 + dice.below(kind.most) };
+    (0..n).fold(task, |task, _| {
+        let name = format!("{}{}", kind.prefix, dice.below(kind.n_names));
+        if dice.one_in(kind.shared) { task.shared(name) } else { task.exclusive(name) }
     })
 }
 
-/// One queue: some of it dispatched before the workers start, the rest while
-/// they run, and one in eight tasks canceled sooner or later.
-fn run_queue(worker_type: &str, seed: u64) {
-    let mut dice = Dice(seed | 1);
-    let database = Database::new();
-    let workshop = Workshop::new(&database, "[handlers.brief]\ncommand = [\"sleep\", \"0.02\"]");
-    let n_names = 1 + dice.below(12);
+/// Draws one queue, dispatches it piece by piece, in bulk and one by one, and
+/// cancels one task in eight, now and then. Returns how many tasks there are.
+fn dispatch_queue(database: &Database, seed: u64, prefix: String) -> usize {
+    let mut dice = Dice::of(seed);
+    let kind = Kind {
+        prefix,
+        n_names: 1 + dice.below(8),
+        shared: 1 + dice.below(4),
+        most: 1 + dice.below(5),
+    };
     let tasks: Vec<NewTask> =
-        (0..1 + dice.below(200)).map(|_| draw_task(&mut dice, n_names)).collect();
-    let (early, late) = tasks.split_at(usize::try_from(dice.below(tasks.len() as u64)).unwrap());
+        (0..1 + dice.below(200)).map(|_| draw_task(&mut dice, &kind)).collect();
     let mut connection = database.connect();
-    let mut ids = client::dispatch_many(&mut connection, early).unwrap();
-    let workers: Vec<_> = (0..1 + dice.below(3))
-        .map(|_| {
-            let threads = (1 + dice.below(6)).to_string();
-            workshop.worker(worker_type, &["--threads", &threads])
-        })
-        .collect();
-    thread::scope(|scope| {
-        // A second dispatcher, so that transactions overlap.
-        let (half, other_half) = late.split_at(late.len() / 2);
-        let other = scope.spawn(|| dispatch_each(&database, other_half));
-        for task in half {
-            ids.push(client::dispatch(&mut connection, task).unwrap());
-            if dice.one_in(4) {
-                let drawn = usize::try_from(dice.below(ids.len() as u64)).unwrap();
-                client::cancel(&mut connection, ids[drawn]).unwrap();
-            }
+    let mut ids: Vec<TaskId> = Vec::new();
+    let mut rest = &tasks[..];
+    while !rest.is_empty() {
+        let n = match dice.below(3) {
+            0 => 1,
+            1 => 1 + dice.index(rest.len().min(10)),
+            _ => 1 + dice.index(rest.len()),
+        };
+        let (piece, others) = rest.split_at(n);
+        rest = others;
+        match piece {
+            [task] => ids.push(client::dispatch(&mut connection, task).unwrap()),
+            tasks => ids.extend(client::dispatch_many(&mut connection, tasks).unwrap()),
         }
-        ids.extend(other.join().unwrap());
-    });
-    for id in &ids {
-        if dice.one_in(8) {
-            client::cancel(&mut connection, *id).unwrap();
+        if dice.one_in(2) {
+            let drawn = dice.index(ids.len());
+            client::cancel(&mut connection, ids[drawn]).unwrap();
         }
     }
-    database.wait_for_all_final();
-    for worker in workers {
-        worker.stop(rustix::process::Signal::TERM);
+    for _ in 0..tasks.len() / 8 {
+        let drawn = dice.index(ids.len());
+        client::cancel(&mut connection, ids[drawn]).unwrap();
     }
-    clean::assert_clean(&database, &workshop);
-    assert_eq!(database.tasks().len(), tasks.len());
+    tasks.len()
 }
 
-fn dispatch_each(database: &Database, tasks: &[NewTask]) -> Vec<TaskId> {
+/// Runs a round of queues and looks at what became of them.
+fn run_round(database: &Database, seed: u64, n_queues: u64) {
+    let n_tasks: usize = thread::scope(|scope| {
+        let queues: Vec<_> = (0..n_queues)
+            .map(|number| {
+                scope.spawn(move || dispatch_queue(database, seed + number, format!("q{number}.r")))
+            })
+            .collect();
+        queues.into_iter().map(|queue| queue.join().unwrap()).sum()
+    });
+    database.wait_for_all_final();
+    oracle::assert_sound(database);
+    assert_eq!(database.tasks().len(), n_tasks);
     let mut connection = database.connect();
-    tasks.iter().map(|task| client::dispatch(&mut connection, task).unwrap()).collect()
+    let parked: i64 =
+        connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap().get(0);
+    assert_eq!(parked, 0, "{}", database.task_table());
+    connection.batch_execute("TRUNCATE millhand.task, millhand.parked, millhand.freed").unwrap();
+}
+
+/// Whether any task was ever parked, as Postgres counts.
+fn has_parked(connection: &mut Client) -> bool {
+    connection
+        .query_one(
+            "SELECT n_tup_ins > 0 FROM pg_stat_user_tables
+              WHERE schemaname = 'millhand' AND relname = 'parked'",
+            &[],
+        )
+        .unwrap()
+        .get(0)
 }
 
 #[test]
 fn random_queues_keep_the_order_and_leave_nothing_behind() {
-    let seed = setting("MILLHAND_TEST_SEED", random() >> 1);
-    for number in 0..setting("MILLHAND_TEST_QUEUES", 10) {
-        for worker_type in WORKER_TYPES {
-            // Shown only if the test fails.
-            println!("MILLHAND_TEST_SEED={} repeats this queue", seed + number);
-            run_queue(worker_type, seed + number);
+    let first_seed = setting("MILLHAND_TEST_SEED", random() >> 1);
+    let n_queues = setting("MILLHAND_TEST_QUEUES", 1000);
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop =
+            Workshop::new(&database, "[handlers.brief]\ncommand = [\"sleep\", \"0.01\"]");
+        let mut n_run = 0;
+        while n_run < n_queues {
+            let mut dice = Dice::of(first_seed + n_run);
+            let fleet: Vec<WorkerProcess> = (0..2 + dice.below(3))
+                .map(|_| {
+                    let threads = (1 + dice.below(6)).to_string();
+                    workshop.worker(worker_type, &["--threads", &threads])
+                })
+                .collect();
+            for _ in 0..ROUNDS_OF_A_FLEET {
+                let n = ROUND.min(n_queues - n_run);
+                let seed = first_seed + n_run;
+                // Shown only if the test fails.
+                println!("MILLHAND_TEST_SEED={seed} MILLHAND_TEST_QUEUES={n} draws these");
+                run_round(&database, seed, n);
+                n_run += n;
+            }
+            for worker in fleet {
+                worker.stop(Signal::TERM);
+            }
+            clean::assert_clean(&database, &workshop);
+        }
+        if n_queues >= 100 {
+            let mut connection = database.connect();
+            wait_until(&database, "deep queues were parked", SOON, || {
+                if has_parked(&mut connection) { Ok(()) } else { Err("nothing was") }
+            });
         }
     }
 }

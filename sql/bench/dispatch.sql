@@ -1,3 +1,3 @@
--- pgbench: a dispatch of the same row, one a transaction. No worker has a
--- handler for it.
-SELECT millhand.dispatch('millhand.none', '{}', ARRAY['r' || (random() * 127)::integer, 's' || (random() * 127)::integer]);
+-- pgbench: a dispatch of such a row, one a transaction. It stays waiting behind
+-- a task that holds `blocked`, so that the fleet stays as it is.
+SELECT millhand.dispatch('millhand.noop', '{}', ARRAY['r' || (random() * 10000)::integer], ARRAY['blocked']);

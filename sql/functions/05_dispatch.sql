@@ -4,8 +4,11 @@
 -- The place locks make the positions of conflicting tasks follow commit order:
 -- who needs a resource that another open dispatch needs too (one of the two
 -- exclusively) draws its position after that transaction has ended. So whoever
--- sees a task sees every earlier task that conflicts with it, and the guard
--- of a start (claim_task) can trust any snapshot.
+-- sees a task sees every earlier task that conflicts with it, and the look of a
+-- worker (claim_task) can trust any snapshot.
+--
+-- This is on the caller's time: expressions instead of queries where few
+-- resources are named.
 CREATE OR REPLACE FUNCTION millhand.dispatch(
     name      text,
     args      jsonb  DEFAULT '{}',
@@ -19,24 +22,16 @@ DECLARE
     task_args jsonb := coalesce(dispatch.args, '{}');
     task_exclusive text[] := coalesce(dispatch.exclusive, '{}');
     task_shared text[] := coalesce(dispatch.shared, '{}');
+    xid xid8;
 BEGIN
     PERFORM millhand.check_task(dispatch.name, task_args, task_exclusive, task_shared);
-    -- Whoever has drawn a position has a transaction id by then: see low_water.
-    PERFORM pg_current_xact_id();
+    task_exclusive := millhand.without(task_exclusive, '{}');
+    task_shared := millhand.without(task_shared, task_exclusive);
+    -- Whoever has drawn a position has a transaction id by then: see poll.
+    xid := pg_current_xact_id();
     -- First of all locks, and before the bell is looked at: see next_task.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    -- Most tasks name one resource or none: nothing to fold, nothing to sort.
-    IF cardinality(task_exclusive) + cardinality(task_shared) > 1 THEN
-        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_exclusive
-          FROM unnest(task_exclusive) AS r;
-        SELECT coalesce(array_agg(DISTINCT r), '{}') INTO task_shared
-          FROM unnest(task_shared) AS r WHERE r <> ALL (task_exclusive);
-        PERFORM millhand.lock_places(task_exclusive, task_shared);
-    ELSIF cardinality(task_exclusive) = 1 THEN
-        PERFORM pg_advisory_xact_lock(millhand.place_lock(task_exclusive[array_lower(task_exclusive, 1)]));
-    ELSIF cardinality(task_shared) = 1 THEN
-        PERFORM pg_advisory_xact_lock_shared(millhand.place_lock(task_shared[array_lower(task_shared, 1)]));
-    END IF;
+    PERFORM millhand.lock_places(task_exclusive, task_shared);
     INSERT INTO millhand.task (name, args, exclusive, shared, position)
     VALUES (dispatch.name, task_args, task_exclusive, task_shared, nextval('millhand.task_position'))
     RETURNING id INTO task_id;

@@ -24,9 +24,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    -- Mostly nothing is parked.
-    IF EXISTS (SELECT FROM millhand.parked) THEN
-        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+    IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
+        -- Whoever waits to be woken tries again until it succeeds.
+        PERFORM millhand.ring();
     END IF;
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,

@@ -9,40 +9,41 @@
 -- forgotten: it is parked only while some earlier conflicting task, its
 -- blocker, is seen incomplete and kept so by a row lock until the parking is
 -- committed. Whoever ends the blocker gets the row after that and then sees
--- the parked task (unpark_behind runs as a later statement, on a fresh
--- snapshot). If another task stands between the two in the line of the
--- resource, that one is the new blocker, and its end will be looked at in the
--- same way. Bringing back too many is harmless: a deep look parks them again.
+-- the parked task, in a later statement, on a fresh snapshot. If another task
+-- stands between the two in the line of the resource, that one comes back
+-- instead and is the new blocker: whoever brings it back has locked its row, so
+-- its end comes after that, and is looked at in the same way.
+--
+-- A row that cannot be locked at once is left alone, and its line noted in the
+-- table freed: the next look tries it again. So nobody who ends a task waits
+-- for others, and a cancel, which may stand in a transaction that stays open,
+-- only ever notes the lines: it keeps no task but its own from coming back.
+-- Bringing back too many is harmless: a deep look parks them again.
 CREATE OR REPLACE FUNCTION millhand.park(
     candidate bigint, candidate_position bigint, needed_exclusive text[], needed_shared text[], low bigint
 ) RETURNS boolean
 LANGUAGE plpgsql AS $$
-DECLARE
-    blocker bigint;
 BEGIN
-    -- Nothing here waits for a lock: who ends a task may wait for this.
-    SELECT p.task_id INTO blocker
-      FROM millhand.parked p
-     WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
-     LIMIT 1;
-    IF blocker IS NULL AND needed_shared <> '{}' THEN
-        SELECT p.task_id INTO blocker
-          FROM millhand.parked p
-         WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
-         LIMIT 1;
+    -- The blocker. Nothing here waits for a lock: who ends a task may wait for
+    -- this.
+    PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
+      WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
+        AND t.state <> ALL ('{completed,failed,canceled}')
+      LIMIT 1 FOR SHARE OF t SKIP LOCKED;
+    IF NOT FOUND AND needed_shared <> '{}' THEN
+        PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
+          WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
+            AND t.state <> ALL ('{completed,failed,canceled}')
+          LIMIT 1 FOR SHARE OF t SKIP LOCKED;
     END IF;
-    IF blocker IS NULL THEN
-        SELECT t.id INTO blocker
-          FROM millhand.task t
-         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-           AND t.position >= low AND t.position < candidate_position
-           AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
-                OR t.shared && needed_exclusive)
-         LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM FROM millhand.task t
+          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+            AND t.position >= low AND t.position < candidate_position
+            AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
+                 OR t.shared && needed_exclusive)
+          LIMIT 1 FOR SHARE SKIP LOCKED;
     END IF;
-    PERFORM FROM millhand.task t
-      WHERE t.id = blocker AND t.state <> ALL ('{completed,failed,canceled}')
-        FOR SHARE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -62,41 +63,89 @@ BEGIN
 END
 $$;
 
+-- Notes that the lines of these resources move on, for the next look to bring
+-- back who stands first there. Call it in a statement of its own, after that
+-- which ended a task with these needs.
+--
+-- A task that ends while it is parked itself (`was_parked`) may have been taken
+-- for the new blocker of others that cannot be seen from here, and a snapshot
+-- of the whole transaction shows nothing of late: both note their lines
+-- whatever can be seen in them.
+CREATE OR REPLACE FUNCTION millhand.note_freed(
+    ended_exclusive text[], ended_shared text[], was_parked boolean
+) RETURNS void
+LANGUAGE sql VOLATILE AS $$
+    INSERT INTO millhand.freed (resource)
+    SELECT r FROM unnest($1 || $2) AS r
+     WHERE ($3 OR current_setting('transaction_isolation') <> 'read committed'
+            OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource = r))
+       -- Once a transaction is enough: a thousand cancels, one note.
+       AND NOT EXISTS (SELECT FROM millhand.freed f
+                        WHERE f.resource = r AND f.xmin = pg_current_xact_id()::xid)
+$$;
+
 -- Brings back the parked tasks that are next in the lines of these resources,
--- one that needs it exclusively or all that share it before such a one. Call it
--- in a statement of its own, after that which ended a task with these needs.
-CREATE OR REPLACE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[]) RETURNS void
+-- and of those noted in freed: one that needs it exclusively, or all that share
+-- it before such a one. False if somebody kept one of them locked; it is noted
+-- then. Call it in a statement of its own, after that which ended a task with
+-- these needs.
+CREATE OR REPLACE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[])
+RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    freed text;
+    lines text[] := ended_exclusive || ended_shared;
+    line text;
     head record;
     next_ids bigint[] := '{}';
+    next_lines text[] := '{}';
+    line_ids bigint[];
+    locked_ids bigint[];
 BEGIN
     -- The usual case, and worth its own test: nothing is parked at all.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
-        RETURN;
+        RETURN true;
     END IF;
-    FOREACH freed IN ARRAY ended_exclusive || ended_shared LOOP
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM millhand.note_freed(ended_exclusive, ended_shared, true);
+        RETURN false;
+    END IF;
+    IF EXISTS (SELECT FROM millhand.freed) THEN
+        WITH noted AS (
+            DELETE FROM millhand.freed
+             WHERE (resource, id) IN (SELECT f.resource, f.id FROM millhand.freed f
+                                         FOR UPDATE SKIP LOCKED)
+            RETURNING resource
+        )
+        SELECT lines || coalesce(array_agg(DISTINCT resource), '{}') INTO lines FROM noted;
+    END IF;
+    FOREACH line IN ARRAY lines LOOP
         SELECT p.exclusive, p.task_id INTO head FROM millhand.parked p
-         WHERE p.resource = freed ORDER BY p.position LIMIT 1;
+         WHERE p.resource = line ORDER BY p.position LIMIT 1;
+        CONTINUE WHEN NOT FOUND;
         IF head.exclusive THEN
-            next_ids := next_ids || head.task_id;
-        ELSIF FOUND THEN
-            next_ids := next_ids || ARRAY(
+            line_ids := ARRAY[head.task_id];
+        ELSE
+            line_ids := ARRAY(
                 SELECT p.task_id FROM millhand.parked p
-                 WHERE p.resource = freed
+                 WHERE p.resource = line
                    AND p.position < coalesce((SELECT e.position FROM millhand.parked e
-                                               WHERE e.resource = freed AND e.exclusive
+                                               WHERE e.resource = line AND e.exclusive
                                                ORDER BY e.position LIMIT 1), 9223372036854775807));
         END IF;
+        next_ids := next_ids || line_ids;
+        next_lines := next_lines || array_fill(line, ARRAY[cardinality(line_ids)]);
     END LOOP;
     IF next_ids = '{}' THEN
-        RETURN;
+        RETURN true;
     END IF;
-    -- In the order of ids: two who bring back the same tasks must not deadlock.
-    PERFORM FROM millhand.task t WHERE t.id = ANY (next_ids) ORDER BY t.id FOR NO KEY UPDATE;
-    UPDATE millhand.task SET parked = false WHERE id = ANY (next_ids);
+    locked_ids := ARRAY(SELECT t.id FROM millhand.task t WHERE t.id = ANY (next_ids)
+                           FOR NO KEY UPDATE SKIP LOCKED);
+    UPDATE millhand.task SET parked = false WHERE id = ANY (locked_ids) AND parked IS TRUE;
     DELETE FROM millhand.parked p USING millhand.task t
-     WHERE t.id = ANY (next_ids) AND p.position = t.position;
+     WHERE t.id = ANY (locked_ids) AND p.position = t.position;
+    INSERT INTO millhand.freed (resource)
+    SELECT DISTINCT missed.line FROM unnest(next_lines, next_ids) AS missed (line, id)
+     WHERE missed.id <> ALL (locked_ids);
+    RETURN NOT FOUND;
 END
 $$;

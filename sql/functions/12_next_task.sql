@@ -21,6 +21,7 @@ CREATE OR REPLACE FUNCTION millhand.next_task(
 LANGUAGE plpgsql AS $$
 DECLARE
     look_further boolean;
+    held_up boolean := false;
 BEGIN
     more := false;
     inconclusive := false;
@@ -35,6 +36,8 @@ BEGIN
         IF ended_state IS NULL THEN
             RETURN;
         END IF;
+    ELSIF wanted THEN
+        held_up := NOT millhand.unpark_behind('{}', '{}');
     END IF;
     IF NOT wanted THEN
         -- This worker leaves: what its task kept waiting is for others.
@@ -45,6 +48,7 @@ BEGIN
     SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
                   task_attempt, more, inconclusive, unfinished
       FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
+    inconclusive := inconclusive OR held_up;
     IF task_id IS NULL AND hang_bell THEN
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
         bell_hung := true;
@@ -52,6 +56,7 @@ BEGIN
         IF NOT inconclusive THEN
             PERFORM pg_advisory_unlock(millhand.dispatching_lock());
         END IF;
+        inconclusive := inconclusive OR NOT millhand.unpark_behind('{}', '{}');
         SELECT c.task_id, c.task_name, c.task_args, c.task_exclusive, c.task_shared, c.task_fence,
                c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive, c.unfinished
           INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,

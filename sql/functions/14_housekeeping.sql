@@ -23,6 +23,8 @@ BEGIN
         n_settled := n_settled + millhand.settle_worker(
             missing.id, format('worker %s has gone missing', missing.name));
     END LOOP;
+    -- Notes that are of no more use, because nothing is parked.
+    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked);
     RETURN n_settled;
 END
 $$;
@@ -31,7 +33,8 @@ $$;
 --
 -- `canceling`: tasks of its workers that should end. `lost`: workers whose
 -- session is gone, told by their lock being free. `waiting`: whether there is
--- a waiting task that is not known to wait behind another.
+-- a waiting task that is not known to wait behind another, or may be one among
+-- the parked.
 --
 -- `low` is a position below which nothing is incomplete, now or later; looks
 -- start there and so never walk over the remains of finished tasks, which
@@ -86,6 +89,7 @@ BEGIN
     END IF;
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-                          AND NOT t.parked AND t.state = 'waiting');
+                          AND NOT t.parked AND t.state = 'waiting')
+               OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked);
 END
 $$;

@@ -101,5 +101,15 @@ WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
 CREATE INDEX parked_line ON millhand.parked (resource, position);
 CREATE INDEX parked_exclusive_line ON millhand.parked (resource, position) WHERE exclusive;
 
+-- Resources whose lines have moved on while nobody could bring back who stands
+-- first there: a note for the next look.
+CREATE TABLE millhand.freed (
+    resource text NOT NULL,
+    id       bigint GENERATED ALWAYS AS IDENTITY,
+    PRIMARY KEY (resource, id)
+)
+WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+      autovacuum_vacuum_cost_delay = 0);
+
 -- What a worker owns: to sweep it, and to find the tasks it should cancel.
 CREATE INDEX task_owned ON millhand.task (owner) WHERE owner IS NOT NULL;

@@ -288,7 +288,7 @@ fn refuse_real_work(client: &mut Client) -> Result<(), Error> {
 }
 
 fn clear(client: &mut Client) -> Result<(), Error> {
-    execute(client, "TRUNCATE millhand.task")
+    execute(client, "TRUNCATE millhand.task, millhand.parked, millhand.freed")
 }
 
 fn execute(client: &mut Client, statement: &str) -> Result<(), Error> {

@@ -82,21 +82,37 @@ impl Rounds {
         self.limit.push(said("limit", pgbench(url, include_str!("../../../sql/bench/limit.sql"))?));
         for (threads, series) in [(8, &mut self.drain_8), (MANY, &mut self.drain_many)] {
             let figures = measure(What::Drain, url, client, &Load { threads, ..one.clone() })?;
-            series.push(said(&format!("drain, {threads} threads"), number(&figures, "tasks_per_second")));
+            series.push(said(
+                &format!("drain, {threads} threads"),
+                number(&figures, "tasks_per_second"),
+            ));
             self.bulk.push(number(&figures, "bulk_dispatch_per_second"));
             self.n_violations += number(&figures, "violations") as u64;
         }
         execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
-        self.insert.push(said("bare INSERT", pgbench(url, include_str!("../../../sql/bench/insert.sql"))?));
+        self.insert.push(said(
+            "bare INSERT",
+            pgbench(url, include_str!("../../../sql/bench/insert.sql"))?,
+        ));
         execute(client, "DROP TABLE millhand.bench_limit")?;
         let mut fleet = Fleet::start(url, &Load { threads: MANY, ..one })?;
         fleet.wait_until_online(client)?;
-        self.dispatch_idle.push(said("dispatch, idle fleet", pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?));
-        clear(client)?;
+        // One worker is busy, the others idle; then all are busy.
+        let blocker =
+            NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
+        client::dispatch(client, &blocker)?;
+        wait_until(client, "running", 1)?;
+        self.dispatch_idle.push(said(
+            "dispatch, idle fleet",
+            pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
+        ));
         let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
-        client::dispatch_many(client, &vec![sleep; MANY])?;
+        client::dispatch_many(client, &vec![sleep; MANY - 1])?;
         wait_until(client, "running", MANY as i64)?;
-        self.dispatch_busy.push(said("dispatch, busy fleet", pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?));
+        self.dispatch_busy.push(said(
+            "dispatch, busy fleet",
+            pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
+        ));
         drop(fleet);
         clear(client)
     }

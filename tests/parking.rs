@@ -1,0 +1,420 @@
+//! Parking: blocked tasks that are out of the looks' way come back when it is
+//! their turn, in their order, whatever happens to those before them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use millhand::{NewTask, TaskId, TaskState, client};
+use postgres::Client;
+use rustix::process::Signal;
+
+use crate::support::database::Database;
+use crate::support::scenario::{Scenario, with_resources};
+use crate::support::{SOON, WORKER_TYPES, oracle, wait_until};
+
+/// More than a look passes over without parking.
+const DEEP: usize = 300;
+
+fn each_type(test: impl Fn(Scenario)) {
+    for worker_type in WORKER_TYPES {
+        test(Scenario::new(worker_type));
+    }
+}
+
+/// `n` tasks that end at once.
+fn dispatch_fill(scenario: &mut Scenario, n: usize, resources: &str) -> Vec<TaskId> {
+    let tasks = vec![with_resources(NewTask::new("millhand.noop"), resources); n];
+    client::dispatch_many(&mut scenario.connection, &tasks).unwrap()
+}
+
+fn parked(connection: &mut Client) -> i64 {
+    connection.query_one("SELECT count(DISTINCT task_id) FROM millhand.parked", &[]).unwrap().get(0)
+}
+
+#[track_caller]
+fn wait_for_parked(scenario: &mut Scenario, at_least: i64) {
+    let connection = &mut scenario.connection;
+    wait_until(&scenario.database, &format!("{at_least} are parked"), SOON, || {
+        let n = parked(connection);
+        if n >= at_least { Ok(()) } else { Err(n) }
+    });
+}
+
+/// Parks a task as a deep look would.
+#[track_caller]
+fn park(connection: &mut Client, id: TaskId) {
+    let parked: bool = connection
+        .query_one(
+            "SELECT millhand.park(id, position, exclusive, shared, 0) FROM millhand.task
+              WHERE id = $1",
+            &[&id.0],
+        )
+        .unwrap()
+        .get(0);
+    assert!(parked, "task {id} was not parked");
+}
+
+#[track_caller]
+fn finish(mut scenario: Scenario) {
+    scenario.database.wait_for_all_final();
+    assert_eq!(parked(&mut scenario.connection), 0);
+    scenario.finish();
+}
+
+#[test]
+fn hundreds_of_readers_behind_a_writer_come_back_and_overlap() {
+    each_type(|mut scenario| {
+        scenario.dispatch("writer", "r");
+        let readers: Vec<String> = (0..DEEP)
+            .map(|number| {
+                // The first, some in the middle and the last run until told to end.
+                let held = number % 50 == 0 || number == DEEP - 1;
+                if held {
+                    let letter = format!("reader{number}");
+                    scenario.dispatch(&letter, "+r");
+                    return letter;
+                }
+                dispatch_fill(&mut scenario, 1, "+r");
+                String::new()
+            })
+            .collect();
+        let readers = readers.join(" ");
+        scenario.dispatch("last", "r");
+        scenario.start_worker(5);
+        scenario.start_worker(5);
+        wait_for_parked(&mut scenario, 200);
+        scenario.expect_running("writer");
+        scenario.end("writer");
+        scenario.expect_running(&readers);
+        scenario.end(&readers);
+        scenario.expect_running("last");
+        scenario.end("last");
+        scenario.assert_after("last", &readers);
+        finish(scenario);
+    });
+}
+
+#[test]
+fn a_long_chain_runs_to_its_end() {
+    each_type(|mut scenario| {
+        scenario.dispatch("first", "r");
+        dispatch_fill(&mut scenario, 500, "r");
+        scenario.dispatch("last", "r");
+        scenario.start_worker(4);
+        wait_for_parked(&mut scenario, 400);
+        scenario.end("first");
+        scenario.expect_running("last");
+        scenario.end("last");
+        finish(scenario);
+    });
+}
+
+#[test]
+fn parked_tasks_keep_the_order_of_all_their_resources() {
+    each_type(|mut scenario| {
+        scenario.dispatch("holder", "A");
+        dispatch_fill(&mut scenario, DEEP, "A");
+        scenario.dispatch("both", "A B");
+        scenario.dispatch("b", "B");
+        scenario.dispatch("mark", "C");
+        scenario.start_worker(3);
+        scenario.expect_running("holder mark");
+        wait_for_parked(&mut scenario, 200);
+        // Those that come now find `B` reserved by one that is parked.
+        scenario.dispatch("late", "+B");
+        scenario.dispatch("free", "D");
+        scenario.expect_running("holder mark free");
+        scenario.end("holder");
+        scenario.expect_running("both mark free");
+        scenario.end("both");
+        scenario.expect_running("b mark free");
+        scenario.end("b");
+        scenario.expect_running("late mark free");
+        scenario.end("late mark free");
+        scenario.assert_after("b", "both");
+        scenario.assert_after("late", "b");
+        finish(scenario);
+    });
+}
+
+#[test]
+fn a_parked_task_can_be_canceled() {
+    each_type(|mut scenario| {
+        scenario.dispatch("holder", "r");
+        let fill = dispatch_fill(&mut scenario, DEEP, "r");
+        scenario.dispatch("last", "r q");
+        scenario.dispatch("behind", "q");
+        scenario.start_worker(2);
+        wait_for_parked(&mut scenario, 200);
+        scenario.cancel("last");
+        // Nothing else ends that could have told of it.
+        scenario.expect_running("holder behind");
+        for id in &fill {
+            client::cancel(&mut scenario.connection, *id).unwrap();
+        }
+        scenario.dispatch("next", "r");
+        scenario.end("holder");
+        scenario.expect_running("behind next");
+        scenario.end("behind next");
+        finish(scenario);
+    });
+}
+
+#[test]
+fn what_waits_for_a_waiting_task_comes_back_when_that_is_canceled() {
+    each_type(|mut scenario| {
+        scenario.dispatch("holder", "q");
+        scenario.dispatch("blocker", "q r");
+        let fill = dispatch_fill(&mut scenario, DEEP, "r");
+        scenario.start_worker(2);
+        scenario.expect_running("holder");
+        wait_for_parked(&mut scenario, 200);
+        scenario.cancel("blocker");
+        scenario.database.wait_for_state(fill[DEEP - 1], TaskState::Completed);
+        scenario.expect_running("holder");
+        scenario.end("holder");
+        finish(scenario);
+    });
+}
+
+#[test]
+fn what_waits_for_a_task_comes_back_when_its_worker_is_killed() {
+    each_type(|mut scenario| {
+        let holder = scenario.dispatch("holder", "r");
+        scenario.start_worker(1);
+        scenario.expect_running("holder");
+        let doomed = scenario.take_worker();
+        let fill = dispatch_fill(&mut scenario, DEEP, "r");
+        scenario.start_worker(2);
+        wait_for_parked(&mut scenario, 200);
+        doomed.kill();
+        scenario.database.wait_for_state(holder, TaskState::Failed);
+        scenario.database.wait_for_state(fill[DEEP - 1], TaskState::Completed);
+        finish(scenario);
+    });
+}
+
+/// A cancel of a task whose place is in the middle of a line, in a transaction
+/// that stays open, holds up neither the end of what runs nor those before it,
+/// and those behind it come back when it is committed, although it could not
+/// see that they were parked.
+#[test]
+fn a_cancel_in_an_open_transaction_delays_only_what_waits_for_it() {
+    each_type(|mut scenario| {
+        scenario.dispatch("x", "r");
+        scenario.start_worker(1);
+        scenario.expect_running("x");
+        scenario.dispatch("g", "r");
+        let h = scenario.dispatch("h", "r");
+        scenario.dispatch("c", "r");
+        // The worker is busy, so the test can do its looks.
+        park(&mut scenario.connection, h);
+        let mut other = scenario.database.connect();
+        let mut open = other.transaction().unwrap();
+        client::cancel(&mut open, h).unwrap();
+        for letter in ["g", "c"] {
+            let id = scenario.id(letter);
+            park(&mut scenario.connection, id);
+        }
+        scenario.end("x");
+        scenario.expect_running("g");
+        scenario.end("g");
+        scenario.dispatch("free", "q");
+        scenario.expect_running("free");
+        scenario.end("free");
+        scenario.expect_running("");
+        open.commit().unwrap();
+        scenario.expect_running("c");
+        scenario.end("c");
+        finish(scenario);
+    });
+}
+
+#[test]
+fn cancels_of_tasks_in_one_line_do_not_wait_for_each_other() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    let tasks = vec![NewTask::new("t").exclusive("r"); 4];
+    let ids = client::dispatch_many(&mut connection, &tasks).unwrap();
+    for id in &ids[1..] {
+        park(&mut connection, *id);
+    }
+    let mut other = database.connect();
+    connection.batch_execute("SET lock_timeout = '10s'").unwrap();
+    for (first, second) in [(3, 1), (0, 2)] {
+        let mut open = other.transaction().unwrap();
+        client::cancel(&mut open, ids[first]).unwrap();
+        client::cancel(&mut connection, ids[second]).unwrap();
+        open.commit().unwrap();
+    }
+    assert_eq!(parked(&mut connection), 0);
+}
+
+#[test]
+fn a_cancel_on_an_old_snapshot_brings_back_what_it_cannot_see() {
+    each_type(|mut scenario| {
+        scenario.dispatch("x", "r");
+        let id = scenario.id("x");
+        scenario.dispatch("c", "r");
+        let mut other = scenario.database.connect();
+        let mut old = other
+            .build_transaction()
+            .isolation_level(postgres::IsolationLevel::RepeatableRead)
+            .start()
+            .unwrap();
+        old.execute("SELECT FROM millhand.task", &[]).unwrap();
+        let behind = scenario.id("c");
+        park(&mut scenario.connection, behind);
+        client::cancel(&mut old, id).unwrap();
+        old.commit().unwrap();
+        scenario.start_worker(2);
+        scenario.expect_running("c");
+        scenario.end("c");
+        finish(scenario);
+    });
+}
+
+/// A worker without a process: it looks, deep each time, and what it gets ends
+/// with its next look. Nobody wakes it and it waits for nobody, so what it
+/// misses for good, nobody finds.
+fn look_until_all_have_ended(database: &Database, number: usize, left: &AtomicUsize) {
+    let mut connection = database.connect();
+    connection.batch_execute(include_str!("../sql/queries/worker_session.sql")).unwrap();
+    let name = format!("w{number}");
+    let worker: i64 = connection
+        .query_one(
+            "SELECT millhand.register_worker($1, 'postgres', $1, 'host', 1, '1 hour', NULL, NULL)",
+            &[&name],
+        )
+        .unwrap()
+        .get(0);
+    let look = connection
+        .prepare(
+            "SELECT task_id, bell_hung
+               FROM millhand.next_task($1, $2, '{t}', 0, $3, 'completed', NULL, NULL, NULL,
+                                       true, true, $4, true)",
+        )
+        .unwrap();
+    let mut task: Option<i64> = None;
+    let mut hung = false;
+    while left.load(Ordering::Relaxed) > 0 {
+        let row = connection.query_one(&look, &[&worker, &name, &task, &hung]).unwrap();
+        if task.is_some() {
+            one_less(left);
+        }
+        (task, hung) = (row.get(0), row.get(1));
+    }
+    connection.execute("SELECT millhand.leave($1)", &[&worker]).unwrap();
+}
+
+/// Never below 0, where a test that fails puts it.
+fn one_less(left: &AtomicUsize) {
+    let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+}
+
+/// Lets the looks end when the test fails.
+struct NothingLeft<'a>(&'a AtomicUsize);
+
+impl Drop for NothingLeft<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
+    const TASKS: usize = 2000;
+    let database = Database::new();
+    let mut connection = database.connect();
+    let mut random = crate::support::random() | 1;
+    println!("the random numbers begin at {random}");
+    let mut below = |n: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % n
+    };
+    let tasks: Vec<NewTask> = (0..TASKS)
+        .map(|_| {
+            (0..1 + below(3)).fold(NewTask::new("t"), |task, _| {
+                let name = format!("r{}", below(5));
+                if below(3) > 0 { task.exclusive(name) } else { task.shared(name) }
+            })
+        })
+        .collect();
+    let ids = client::dispatch_many(&mut connection, &tasks).unwrap();
+    let drawn: Vec<Vec<TaskId>> = (0..2)
+        .map(|_| (0..TASKS / 4).map(|_| ids[below(TASKS as u64) as usize]).collect())
+        .collect();
+    let left = AtomicUsize::new(TASKS);
+    thread::scope(|scope| {
+        let _ends = NothingLeft(&left);
+        for number in 0..5 {
+            let (database, left) = (&database, &left);
+            scope.spawn(move || look_until_all_have_ended(database, number, left));
+        }
+        for ids in &drawn {
+            let (database, left) = (&database, &left);
+            scope.spawn(move || {
+                let mut connection = database.connect();
+                for pair in ids.chunks(2) {
+                    let mut transaction = connection.transaction().unwrap();
+                    // In the order of ids, as whoever cancels several should.
+                    let mut pair = pair.to_vec();
+                    pair.sort();
+                    pair.dedup();
+                    let before = |client: &mut postgres::Transaction<'_>, id: TaskId| {
+                        client
+                            .query_one(
+                                "SELECT state FROM millhand.task WHERE id = $1 FOR UPDATE",
+                                &[&id.0],
+                            )
+                            .unwrap()
+                            .get::<_, String>(0)
+                    };
+                    let mut n_canceled = 0;
+                    for id in pair {
+                        if before(&mut transaction, id) == "waiting" {
+                            client::cancel(&mut transaction, id).unwrap();
+                            n_canceled += 1;
+                        }
+                    }
+                    transaction.commit().unwrap();
+                    (0..n_canceled).for_each(|_| one_less(left));
+                }
+            });
+        }
+        let mut connection = database.connect();
+        wait_until(&database, "all have ended", SOON, || match left.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            n => Err((n, parked(&mut connection))),
+        });
+    });
+    assert_eq!(parked(&mut connection), 0);
+    oracle::assert_sound(&database);
+}
+
+#[test]
+fn processes_that_park_and_end_at_once_leave_nothing_parked() {
+    each_type(|mut scenario| {
+        for _ in 0..3 {
+            scenario.start_worker(4);
+        }
+        // Deep queues on few resources, again and again while others run dry.
+        for round in 0..6 {
+            for number in 0..4 {
+                let resources = match (round + number) % 3 {
+                    0 => format!("r{number}"),
+                    1 => format!("+r{number} s"),
+                    _ => format!("r{number} +s"),
+                };
+                dispatch_fill(&mut scenario, 60, &resources);
+            }
+        }
+        scenario.database.wait_for_all_final();
+        assert_eq!(parked(&mut scenario.connection), 0);
+        let worker = scenario.take_worker();
+        worker.stop(Signal::TERM);
+        finish(scenario);
+    });
+}
