@@ -102,6 +102,10 @@ BEGIN
                     ELSIF NOT look_further OR more THEN
                         RETURN;
                     END IF;
+                ELSE
+                    -- Who holds them starts it now, or has just ended what was
+                    -- in its way and lets go a moment after that can be seen.
+                    inconclusive := true;
                 END IF;
             END IF;
             n_passed := n_passed + 1;

@@ -180,10 +180,12 @@ impl Crew {
         state.idle.push(worker);
         if !is_sentinel {
             // The sentinel looks further, and again, for all.
-            if (found.inconclusive || found.unfinished)
-                && let Some(sentinel) = state.sentinel.filter(|s| state.idle.contains(s))
-            {
-                self.wake(&mut state, sentinel);
+            if found.inconclusive || found.unfinished {
+                // If it is looking just now, it may have looked too early.
+                state.reasons += 1;
+                if let Some(sentinel) = state.sentinel.filter(|s| state.idle.contains(s)) {
+                    self.wake(&mut state, sentinel);
+                }
             }
             return Rest::Wait(None);
         }
