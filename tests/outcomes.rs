@@ -161,12 +161,3 @@ fn whoever_waits_gets_the_tasks_fate() {
         assert_clean(&database, &workshop);
     }
 }
-
-#[test]
-fn an_unwritable_pid_file_is_a_usage_error() {
-    let database = Database::new();
-    let workshop = Workshop::new(&database, "");
-    let said = run(&mut workshop.millhand(["worker", "--burst", "--pid-file", "/nonexistent/pid"]));
-    assert_eq!(said.code, Some(2), "{said:?}");
-    assert!(said.stderr.contains("/nonexistent/pid"), "{said:?}");
-}

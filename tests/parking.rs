@@ -28,10 +28,7 @@ fn dispatch_fill(scenario: &mut Scenario, n: usize, resources: &str) -> Vec<Task
 }
 
 fn parked(connection: &mut Client) -> i64 {
-    connection
-        .query_one("SELECT count(DISTINCT task_id) FROM millhand.parked", &[])
-        .unwrap()
-        .get(0)
+    connection.query_one("SELECT count(DISTINCT task_id) FROM millhand.parked", &[]).unwrap().get(0)
 }
 
 #[track_caller]

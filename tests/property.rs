@@ -62,8 +62,9 @@ fn draw_task(dice: &mut Dice, kind: &Kind) -> NewTask {
     let task = match dice.below(100) {
         0 => NewTask::new("brief"),
         1..5 => NewTask::new("millhand.fail").args(json!({ "message": "drawn" })),
-        5..20 => NewTask::new("millhand.sleep")
-            .args(json!({ "seconds": dice.below(8) as f64 / 1000.0 })),
+        5..20 => {
+            NewTask::new("millhand.sleep").args(json!({ "seconds": dice.below(8) as f64 / 1000.0 }))
+        }
         _ => NewTask::new("millhand.noop"),
     };
     // Few without any resource: they are in nobody's way.
@@ -130,9 +131,7 @@ fn run_round(database: &Database, seed: u64, n_queues: u64) {
     let parked: i64 =
         connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap().get(0);
     assert_eq!(parked, 0, "{}", database.task_table());
-    connection
-        .batch_execute("TRUNCATE millhand.task, millhand.parked, millhand.freed")
-        .unwrap();
+    connection.batch_execute("TRUNCATE millhand.task, millhand.parked, millhand.freed").unwrap();
 }
 
 /// Whether any task was ever parked, as Postgres counts.

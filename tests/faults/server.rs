@@ -183,8 +183,7 @@ fn dispatch_load(database: &Database, workshop: &Workshop, n: usize) -> Vec<Task
                 0 => NewTask::new("noted").args(json!({ "folder": folder })),
                 _ => NewTask::new("millhand.sleep").args(json!({ "seconds": 0.01 })),
             };
-            task.exclusive(format!("r{}", number % 13))
-                .shared(format!("s{}", number % 5))
+            task.exclusive(format!("r{}", number % 13)).shared(format!("s{}", number % 5))
         })
         .collect();
     client::dispatch_many(&mut database.connect(), &tasks).unwrap()
