@@ -10,11 +10,8 @@ CREATE FUNCTION millhand.bell_hangs() RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF pg_try_advisory_lock(millhand.bell_lock()) THEN
-        PERFORM pg_advisory_unlock(millhand.bell_lock());
-        RETURN false;
-    END IF;
-    RETURN true;
+    RETURN NOT (pg_try_advisory_lock(millhand.bell_lock())
+                AND pg_advisory_unlock(millhand.bell_lock()));
 END
 $$;
 
@@ -96,9 +93,10 @@ CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers
     LANGUAGE plpgsql
     AS $$
 DECLARE
+    look refcursor;
     candidate record;
     reserved_exclusive text[] := '{}';
-    reserved text[] := '{}';
+    reserved_shared text[] := '{}';
     n_passed integer := 0;
     n_parked integer := 0;
     -- Shutdown and the end of a task never wait longer than this for a look.
@@ -108,21 +106,35 @@ BEGIN
     more := false;
     inconclusive := false;
     unfinished := false;
-    FOR candidate IN
-        SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared,
-               -- The first test is made once a query, and mostly says no.
-               EXISTS (SELECT FROM millhand.parked)
-               AND (EXISTS (SELECT FROM millhand.parked p
-                             WHERE p.resource = ANY (t.exclusive) AND p.position < t.position)
-                    OR EXISTS (SELECT FROM millhand.parked p
-                                WHERE p.exclusive AND p.resource = ANY (t.shared)
-                                  AND p.position < t.position)) AS behind_parked
+    OPEN look FOR
+        SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared, false AS behind_parked,
+               EXISTS (SELECT FROM millhand.parked) AS any_parked
           FROM millhand.task t
          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked AND t.position >= low
-         ORDER BY t.position
+         ORDER BY t.position;
     LOOP
+        FETCH look INTO candidate;
+        EXIT WHEN NOT FOUND;
+        IF candidate.any_parked THEN
+            -- Seldom: the same, with more to ask about each task.
+            CLOSE look;
+            OPEN look FOR
+                SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared,
+                       EXISTS (SELECT FROM millhand.parked p
+                                WHERE p.resource = ANY (t.exclusive) AND p.position < t.position)
+                       OR EXISTS (SELECT FROM millhand.parked p
+                                   WHERE p.exclusive AND p.resource = ANY (t.shared)
+                                     AND p.position < t.position) AS behind_parked,
+                       false AS any_parked
+                  FROM millhand.task t
+                 WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+                   AND t.position >= low
+                 ORDER BY t.position;
+            CONTINUE;
+        END IF;
         IF candidate.state = 'waiting' THEN
-            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved
+            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved_exclusive
+                    OR candidate.exclusive && reserved_shared
                     OR candidate.shared && reserved_exclusive)
             THEN
                 IF task_id IS NOT NULL THEN
@@ -170,12 +182,11 @@ BEGIN
                 RETURN;
             END IF;
             CONTINUE WHEN n_passed > 20 AND candidate.exclusive <@ reserved_exclusive
-                      AND candidate.shared <@ reserved;
+                      AND candidate.shared <@ reserved_shared;
         END IF;
         reserved_exclusive := reserved_exclusive || candidate.exclusive;
-        reserved := reserved || candidate.exclusive;
         IF candidate.shared <> '{}' THEN
-            reserved := reserved || candidate.shared;
+            reserved_shared := reserved_shared || candidate.shared;
         END IF;
     END LOOP;
 END
@@ -279,6 +290,7 @@ CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome t
 DECLARE
     ended record;
     resource text;
+    held boolean;
 BEGIN
     UPDATE millhand.task
        SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE outcome END,
@@ -290,23 +302,27 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
-        -- Whoever waits to be woken tries again until it succeeds.
-        PERFORM millhand.ring();
+    -- Mostly nothing is parked.
+    IF EXISTS (SELECT FROM millhand.parked) THEN
+        IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
+            -- Whoever waits to be woken tries again until it succeeds.
+            PERFORM millhand.ring();
+        END IF;
     END IF;
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
     -- and lets the session let go: Postgres then releases them right after
     -- the commit has become visible.
-    PERFORM pg_advisory_xact_lock(millhand.task_lock(task_id));
-    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+    -- (An assignment costs a third of a PERFORM, and this is on every turn.)
+    held := pg_try_advisory_xact_lock(millhand.task_lock(task_id));
+    held := pg_advisory_unlock(millhand.task_lock(task_id));
     FOREACH resource IN ARRAY ended.exclusive LOOP
-        PERFORM pg_advisory_xact_lock(millhand.resource_lock(resource));
-        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock(millhand.resource_lock(resource));
+        held := pg_advisory_unlock(millhand.resource_lock(resource));
     END LOOP;
     FOREACH resource IN ARRAY ended.shared LOOP
-        PERFORM pg_advisory_xact_lock_shared(millhand.resource_lock(resource));
-        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock_shared(millhand.resource_lock(resource));
+        held := pg_advisory_unlock_shared(millhand.resource_lock(resource));
     END LOOP;
     RETURN ended.state;
 END
@@ -594,6 +610,16 @@ DECLARE
     n_settled integer := 0;
     ended record;
 BEGIN
+    -- A session that outlived its worker (frozen, cut off, or busy for it when
+    -- it was killed) goes first. It may be in the midst of the commit of a
+    -- claim, which nothing can stop: only when it has let go of the worker's
+    -- lock can everything that it started be seen below.
+    PERFORM pg_terminate_backend(pid)
+       FROM pg_locks
+      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
+    PERFORM pg_advisory_xact_lock(millhand.worker_lock(worker_id));
     IF unbegun THEN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
@@ -613,13 +639,6 @@ BEGIN
         n_settled := n_settled + 1;
     END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
-    -- A session that outlived its worker (frozen, or cut off) keeps its locks:
-    -- without this, others would try them in vain until it ends.
-    PERFORM pg_terminate_backend(pid)
-       FROM pg_locks
-      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
     IF n_settled > 0 THEN
         PERFORM millhand.ring();
     END IF;
@@ -695,14 +714,15 @@ CREATE FUNCTION millhand.unlock(task_id bigint, exclusive text[], shared text[])
     AS $$
 DECLARE
     resource text;
+    held boolean;
 BEGIN
     FOREACH resource IN ARRAY exclusive LOOP
-        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+        held := pg_advisory_unlock(millhand.resource_lock(resource));
     END LOOP;
     FOREACH resource IN ARRAY shared LOOP
-        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+        held := pg_advisory_unlock_shared(millhand.resource_lock(resource));
     END LOOP;
-    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+    held := pg_advisory_unlock(millhand.task_lock(task_id));
 END
 $$;
 
@@ -718,7 +738,7 @@ DECLARE
     line_ids bigint[];
     locked_ids bigint[];
 BEGIN
-    -- The usual case, and worth its own test: nothing is parked at all.
+    -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
         RETURN true;
     END IF;

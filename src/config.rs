@@ -151,6 +151,8 @@ impl Config {
             config = Config::deserialize(table)
                 .map_err(|error| Error::Config(error.message().to_owned()))?;
         }
+        // The folder of a bare file name is empty: make the name absolute first.
+        let file = file.and_then(|file| std::path::absolute(file).ok());
         if let Some(folder) = file.as_deref().and_then(Path::parent) {
             config.resolve_programs(folder);
         }
@@ -186,7 +188,6 @@ impl Config {
     }
 
     fn resolve_programs(&mut self, folder: &Path) {
-        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         for handler in self.handlers.values_mut() {
             let Some(program) = handler.command.first_mut() else { continue };
             if program.contains('/') && !program.starts_with('/') {

@@ -34,3 +34,8 @@ pub use error::Error;
 pub use registry::Registry;
 pub use task::{NewTask, Task, TaskId, TaskState};
 pub use worker::Worker;
+
+/// What the README shows must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -90,6 +90,10 @@ impl Registry {
         self.handlers.keys().map(String::as_str)
     }
 
+    pub(crate) fn has_commands(&self) -> bool {
+        self.handlers.values().any(|handler| matches!(handler, Handler::Command(_)))
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&Handler> {
         self.handlers.get(name)
     }

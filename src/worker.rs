@@ -8,7 +8,7 @@
 //! | `housekeeper` | heartbeats, the safety poll, sweeping | its connection |
 //! | `warden-watch` | replaces a warden that died | the warden process |
 //!
-//! The threads share one immutable [`Shared`]; what changes is in the `Crew`.
+//! The threads share one immutable `Shared`; what changes is in the `Crew`.
 
 mod claim;
 mod command;
@@ -137,8 +137,15 @@ impl Worker {
         self
     }
 
-    /// The command that starts a warden; `millhand warden`, with the program
-    /// found in the PATH, if not given.
+    /// The command that starts a warden, the small process that outlives this
+    /// one for a moment, kills its commands and settles its tasks.
+    ///
+    /// If it is not given, a worker with command handlers starts `millhand
+    /// warden`, with the program found in the PATH, and one whose handlers are
+    /// all functions starts none. It needs none: functions die with their
+    /// process. But without a warden nobody knows at once that they have, and
+    /// the tasks of a process that was killed keep their resources until its
+    /// ttl has passed and another worker sweeps them.
     #[must_use]
     pub fn warden(mut self, command: Vec<OsString>) -> Worker {
         self.warden = Some(command);
@@ -162,17 +169,16 @@ impl Worker {
             pid: std::process::id().cast_signed(),
             ttl: self.config.ttl,
         };
-        let warden = self
-            .warden
-            .clone()
-            .unwrap_or_else(|| vec![OsString::from("millhand"), OsString::from("warden")]);
+        let default = || vec![OsString::from("millhand"), OsString::from("warden")];
+        let warden = self.warden.filter(|command| !command.is_empty());
+        let warden = warden.or_else(|| self.registry.has_commands().then(default));
         let working_directory =
             self.config.working_directory.clone().unwrap_or_else(std::env::temp_dir);
         // The warden has another current directory.
         let working_directory =
             std::path::absolute(&working_directory).unwrap_or(working_directory);
         let warden = Warden::start(
-            warden,
+            warden.unwrap_or_default(),
             identity.process.clone(),
             identity.ttl,
             url.clone(),

@@ -9,6 +9,8 @@ mod bench;
 mod cli;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
+/// Every example prints what its header says.
+mod examples;
 /// What a worker is told by flags and settings.
 mod flags;
 /// The safety poll never leaves out what waits.

@@ -5,11 +5,8 @@
 CREATE OR REPLACE FUNCTION millhand.bell_hangs() RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF pg_try_advisory_lock(millhand.bell_lock()) THEN
-        PERFORM pg_advisory_unlock(millhand.bell_lock());
-        RETURN false;
-    END IF;
-    RETURN true;
+    RETURN NOT (pg_try_advisory_lock(millhand.bell_lock())
+                AND pg_advisory_unlock(millhand.bell_lock()));
 END
 $$;
 

@@ -12,6 +12,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     ended record;
     resource text;
+    held boolean;
 BEGIN
     UPDATE millhand.task
        SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE outcome END,
@@ -23,23 +24,27 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
-        -- Whoever waits to be woken tries again until it succeeds.
-        PERFORM millhand.ring();
+    -- Mostly nothing is parked.
+    IF EXISTS (SELECT FROM millhand.parked) THEN
+        IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
+            -- Whoever waits to be woken tries again until it succeeds.
+            PERFORM millhand.ring();
+        END IF;
     END IF;
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
     -- and lets the session let go: Postgres then releases them right after
     -- the commit has become visible.
-    PERFORM pg_advisory_xact_lock(millhand.task_lock(task_id));
-    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+    -- (An assignment costs a third of a PERFORM, and this is on every turn.)
+    held := pg_try_advisory_xact_lock(millhand.task_lock(task_id));
+    held := pg_advisory_unlock(millhand.task_lock(task_id));
     FOREACH resource IN ARRAY ended.exclusive LOOP
-        PERFORM pg_advisory_xact_lock(millhand.resource_lock(resource));
-        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock(millhand.resource_lock(resource));
+        held := pg_advisory_unlock(millhand.resource_lock(resource));
     END LOOP;
     FOREACH resource IN ARRAY ended.shared LOOP
-        PERFORM pg_advisory_xact_lock_shared(millhand.resource_lock(resource));
-        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock_shared(millhand.resource_lock(resource));
+        held := pg_advisory_unlock_shared(millhand.resource_lock(resource));
     END LOOP;
     RETURN ended.state;
 END

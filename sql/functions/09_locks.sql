@@ -38,13 +38,14 @@ RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     resource text;
+    held boolean;
 BEGIN
     FOREACH resource IN ARRAY exclusive LOOP
-        PERFORM pg_advisory_unlock(millhand.resource_lock(resource));
+        held := pg_advisory_unlock(millhand.resource_lock(resource));
     END LOOP;
     FOREACH resource IN ARRAY shared LOOP
-        PERFORM pg_advisory_unlock_shared(millhand.resource_lock(resource));
+        held := pg_advisory_unlock_shared(millhand.resource_lock(resource));
     END LOOP;
-    PERFORM pg_advisory_unlock(millhand.task_lock(task_id));
+    held := pg_advisory_unlock(millhand.task_lock(task_id));
 END
 $$;

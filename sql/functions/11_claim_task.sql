@@ -31,9 +31,10 @@ CREATE OR REPLACE FUNCTION millhand.claim_task(
 )
 LANGUAGE plpgsql AS $$
 DECLARE
+    look refcursor;
     candidate record;
     reserved_exclusive text[] := '{}';
-    reserved text[] := '{}';
+    reserved_shared text[] := '{}';
     n_passed integer := 0;
     n_parked integer := 0;
     -- Shutdown and the end of a task never wait longer than this for a look.
@@ -43,21 +44,35 @@ BEGIN
     more := false;
     inconclusive := false;
     unfinished := false;
-    FOR candidate IN
-        SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared,
-               -- The first test is made once a query, and mostly says no.
-               EXISTS (SELECT FROM millhand.parked)
-               AND (EXISTS (SELECT FROM millhand.parked p
-                             WHERE p.resource = ANY (t.exclusive) AND p.position < t.position)
-                    OR EXISTS (SELECT FROM millhand.parked p
-                                WHERE p.exclusive AND p.resource = ANY (t.shared)
-                                  AND p.position < t.position)) AS behind_parked
+    OPEN look FOR
+        SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared, false AS behind_parked,
+               EXISTS (SELECT FROM millhand.parked) AS any_parked
           FROM millhand.task t
          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked AND t.position >= low
-         ORDER BY t.position
+         ORDER BY t.position;
     LOOP
+        FETCH look INTO candidate;
+        EXIT WHEN NOT FOUND;
+        IF candidate.any_parked THEN
+            -- Seldom: the same, with more to ask about each task.
+            CLOSE look;
+            OPEN look FOR
+                SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared,
+                       EXISTS (SELECT FROM millhand.parked p
+                                WHERE p.resource = ANY (t.exclusive) AND p.position < t.position)
+                       OR EXISTS (SELECT FROM millhand.parked p
+                                   WHERE p.exclusive AND p.resource = ANY (t.shared)
+                                     AND p.position < t.position) AS behind_parked,
+                       false AS any_parked
+                  FROM millhand.task t
+                 WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+                   AND t.position >= low
+                 ORDER BY t.position;
+            CONTINUE;
+        END IF;
         IF candidate.state = 'waiting' THEN
-            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved
+            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved_exclusive
+                    OR candidate.exclusive && reserved_shared
                     OR candidate.shared && reserved_exclusive)
             THEN
                 IF task_id IS NOT NULL THEN
@@ -105,12 +120,11 @@ BEGIN
                 RETURN;
             END IF;
             CONTINUE WHEN n_passed > 20 AND candidate.exclusive <@ reserved_exclusive
-                      AND candidate.shared <@ reserved;
+                      AND candidate.shared <@ reserved_shared;
         END IF;
         reserved_exclusive := reserved_exclusive || candidate.exclusive;
-        reserved := reserved || candidate.exclusive;
         IF candidate.shared <> '{}' THEN
-            reserved := reserved || candidate.shared;
+            reserved_shared := reserved_shared || candidate.shared;
         END IF;
     END LOOP;
 END

@@ -13,6 +13,16 @@ DECLARE
     n_settled integer := 0;
     ended record;
 BEGIN
+    -- A session that outlived its worker (frozen, cut off, or busy for it when
+    -- it was killed) goes first. It may be in the midst of the commit of a
+    -- claim, which nothing can stop: only when it has let go of the worker's
+    -- lock can everything that it started be seen below.
+    PERFORM pg_terminate_backend(pid)
+       FROM pg_locks
+      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
+    PERFORM pg_advisory_xact_lock(millhand.worker_lock(worker_id));
     IF unbegun THEN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
@@ -32,13 +42,6 @@ BEGIN
         n_settled := n_settled + 1;
     END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
-    -- A session that outlived its worker (frozen, or cut off) keeps its locks:
-    -- without this, others would try them in vain until it ends.
-    PERFORM pg_terminate_backend(pid)
-       FROM pg_locks
-      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
     IF n_settled > 0 THEN
         PERFORM millhand.ring();
     END IF;

@@ -143,7 +143,7 @@ fn build_repositories(args: &DemoArgs) -> Result<bool, Stop> {
         "\ntry next:\n  \
          {program} demo --repositories 8 --threads 4 ~/Downloads\n  \
          {program} dev\n  \
-         {program} dev -- {program} bench drain"
+         {program} bench drain"
     )?;
     Ok(is_right)
 }

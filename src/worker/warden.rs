@@ -56,8 +56,9 @@ struct Link {
 }
 
 impl Warden {
-    /// Starts the warden process. It has the worker's settings in its
-    /// environment, where the command line would show the password.
+    /// Starts the warden process; none if `program` is empty, for a worker
+    /// without commands. It has the worker's settings in its environment, where
+    /// the command line would show the password.
     pub(crate) fn start(
         program: Vec<OsString>,
         process: String,
@@ -74,6 +75,9 @@ impl Warden {
             working_directory,
             link: Mutex::new(link),
         });
+        if warden.program.is_empty() {
+            return Ok(warden);
+        }
         let child = warden.spawn(&mut warden.lock())?;
         let watched = Arc::downgrade(&warden);
         std::thread::Builder::new()

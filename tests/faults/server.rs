@@ -251,3 +251,52 @@ fn a_server_stopped_hard_under_load_loses_no_task() {
         assert_clean(&database, &workshop);
     }
 }
+
+#[test]
+fn a_claim_that_is_being_committed_when_its_worker_is_settled_is_settled_too() {
+    // Its own server: commits wait for a standby that is away.
+    let server = start_server();
+    let database = Database::of(&server);
+    let id = database.dispatch(&NewTask::new("t").exclusive("r"));
+    let mut session = database.connect();
+    let worker: i64 = session
+        .query_one(
+            "SELECT millhand.register_worker('w', 'postgres', 'p', 'h', 1, '30s', NULL, NULL)",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    let mut other = database.connect();
+    other.batch_execute("SET synchronous_commit = local").unwrap();
+    other.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", &[]).unwrap();
+    other.execute("SELECT pg_reload_conf()", &[]).unwrap();
+    wait_until(&database, "commits wait for a standby", SOON, || {
+        let row = session.query_one("SHOW synchronous_standby_names", &[]).unwrap();
+        if row.get::<_, &str>(0) == "nobody" { Ok(()) } else { Err("not yet") }
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Its connection ends, after the commit.
+            let claim = session.execute(
+                "SELECT millhand.next_task($1, 'w', '{t}', 0, NULL, NULL, NULL, NULL, NULL,
+                                           true, false, false, false)",
+                &[&worker],
+            );
+            assert!(claim.is_err());
+        });
+        wait_until(&database, "the claim is being committed", SOON, || {
+            let n: i64 = other
+                .query_one(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
+                    &[],
+                )
+                .unwrap()
+                .get(0);
+            if n == 1 { Ok(()) } else { Err(n) }
+        });
+        other.execute("SELECT millhand.settle_process('p')", &[]).unwrap();
+    });
+    let task = database.task(id);
+    assert_eq!(task.state, TaskState::Failed);
+    assert_eq!(task.error.as_deref(), Some("worker w has gone missing"));
+}

@@ -79,24 +79,36 @@ impl Rounds {
         let one = Load { processes: 1, duration: None, ..load.clone() };
         execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
         execute(client, "CHECKPOINT")?;
-        self.limit.push(pgbench(url, include_str!("../../../sql/bench/limit.sql"))?);
+        self.limit.push(said("limit", pgbench(url, include_str!("../../../sql/bench/limit.sql"))?));
         for (threads, series) in [(8, &mut self.drain_8), (MANY, &mut self.drain_many)] {
             let figures = measure(What::Drain, url, client, &Load { threads, ..one.clone() })?;
-            series.push(number(&figures, "tasks_per_second"));
+            series.push(said(
+                &format!("drain, {threads} threads"),
+                number(&figures, "tasks_per_second"),
+            ));
             self.bulk.push(number(&figures, "bulk_dispatch_per_second"));
             self.n_violations += number(&figures, "violations") as u64;
         }
         execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
-        self.insert.push(pgbench(url, include_str!("../../../sql/bench/insert.sql"))?);
+        self.insert.push(said(
+            "bare INSERT",
+            pgbench(url, include_str!("../../../sql/bench/insert.sql"))?,
+        ));
         execute(client, "DROP TABLE millhand.bench_limit")?;
         let mut fleet = Fleet::start(url, &Load { threads: MANY, ..one })?;
         fleet.wait_until_online(client)?;
-        self.dispatch_idle.push(pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?);
+        self.dispatch_idle.push(said(
+            "dispatch, idle fleet",
+            pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
+        ));
         clear(client)?;
         let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
         client::dispatch_many(client, &vec![sleep; MANY])?;
         wait_until(client, "running", MANY as i64)?;
-        self.dispatch_busy.push(pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?);
+        self.dispatch_busy.push(said(
+            "dispatch, busy fleet",
+            pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
+        ));
         drop(fleet);
         clear(client)
     }
@@ -122,6 +134,12 @@ fn cancels(url: &str, client: &mut Client, load: &Load) -> Result<Series, Error>
     fleet.stop()?;
     times.sort_by(f64::total_cmp);
     Ok(times)
+}
+
+/// Shows a figure as it comes; the run takes minutes.
+fn said(what: &str, per_second: f64) -> f64 {
+    eprintln!("  {what}: {per_second:.0}/s");
+    per_second
 }
 
 fn wait_until(client: &mut Client, state: &str, n_tasks: i64) -> Result<(), Error> {
