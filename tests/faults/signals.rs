@@ -20,7 +20,7 @@ fn check(handler: &str, flags: &[&str], signals: &[Signal], open_gate: bool, sta
         command.args(flags).env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
         let mut worker = WorkerProcess::start(command);
         let id = database.dispatch(&gate_task(&workshop, handler, "a"));
-        database.wait_for_state(id, TaskState::Running);
+        workshop.wait_at_gate(&database, "a");
         for signal in signals {
             worker.signal(*signal);
         }
@@ -94,7 +94,7 @@ fn a_second_interrupt_ends_a_task_at_once() {
         command.env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
         let mut worker = WorkerProcess::start(command);
         let id = database.dispatch(&gate_task(&workshop, handler, "a"));
-        database.wait_for_state(id, TaskState::Running);
+        workshop.wait_at_gate(&database, "a");
         worker.signal(Signal::INT);
         // Two signals of one kind at once would count as one.
         crate::support::wait_until(&database, "it has seen the first", SOON, || {
@@ -117,7 +117,7 @@ fn a_cancel_is_obeyed_during_a_drain() {
         command.env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
         let mut worker = WorkerProcess::start(command);
         let id = database.dispatch(&gate_task(&workshop, handler, "a"));
-        database.wait_for_state(id, TaskState::Running);
+        workshop.wait_at_gate(&database, "a");
         worker.signal(Signal::TERM);
         crate::support::wait_until(&database, "it drains", SOON, || {
             let stderr = worker.stderr();
