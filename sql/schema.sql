@@ -258,18 +258,13 @@ BEGIN
     RETURN QUERY
         INSERT INTO millhand.task (name, args, exclusive, shared, position)
         SELECT t.name, t.args, t.exclusive, t.shared, nextval('millhand.task_position')
-          FROM (SELECT given.name, coalesce(given.args, '{}') AS args, folded.exclusive, folded.shared
+          FROM (SELECT given.name, coalesce(given.args, '{}') AS args, e.exclusive,
+                       millhand.without(coalesce(given.shared, '{}'), e.exclusive) AS shared
                   FROM ROWS FROM (jsonb_to_recordset(tasks)
                                   AS (name text, args jsonb, exclusive text[], shared text[]))
                        WITH ORDINALITY AS given(name, args, exclusive, shared, number)
                  CROSS JOIN LATERAL
-                       (SELECT coalesce(array_agg(DISTINCT r), '{}') AS exclusive
-                          FROM unnest(given.exclusive) AS r) AS e
-                 CROSS JOIN LATERAL
-                       (SELECT e.exclusive,
-                               coalesce(array_agg(DISTINCT r), '{}') AS shared
-                          FROM unnest(given.shared) AS r
-                         WHERE r <> ALL (e.exclusive)) AS folded
+                       (SELECT millhand.without(coalesce(given.exclusive, '{}'), '{}') AS exclusive) AS e
                  ORDER BY given.number) AS t
         RETURNING id;
     PERFORM millhand.ring();
@@ -773,7 +768,7 @@ DECLARE
     line_ids bigint[];
     locked_ids bigint[];
 BEGIN
-    -- The usual case, and worth its own test: nothing is parked at all.
+    -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
         RETURN true;
     END IF;

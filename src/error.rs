@@ -13,7 +13,8 @@ pub enum Error {
     /// The database's schema is missing, elder or newer than this program.
     #[error("{0}")]
     Schema(String),
-    /// A server is not reachable or the connection to it was lost: try again.
+    /// A server is not reachable, the connection to it was lost, or it could
+    /// not do it at the moment: try again.
     #[error("{doing}")]
     Unavailable {
         /// What was being done, as in "could not reach Postgres".
@@ -51,7 +52,7 @@ impl Error {
         }
     }
 
-    /// Turns an error of the Postgres client into ours: connection trouble is
+    /// Turns an error of the Postgres client into ours: trouble that passes is
     /// `Unavailable`, refused values are `Config`, a missing table is `Schema`,
     /// anything else a `Bug`.
     #[must_use]
@@ -62,8 +63,9 @@ impl Error {
         };
         let code = db.code();
         // Class 08 connection, 57P shutdown of the server or the session, 53
-        // out of connections, memory or disk: all pass with time.
-        if ["08", "57P", "53"].iter().any(|class| code.code().starts_with(class)) {
+        // out of connections, memory or disk, 40 deadlock or lost race, 55P03
+        // lock not available: all pass with time.
+        if ["08", "57P", "53", "40", "55P03"].iter().any(|class| code.code().starts_with(class)) {
             return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
         }
         if *code == SqlState::CHECK_VIOLATION || code.code().starts_with("22") {
@@ -95,11 +97,11 @@ impl Error {
 
 /// The error and its causes on one line, each said once.
 #[must_use]
-pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = words(error);
     let mut cause = error.source();
     while let Some(error) = cause {
-        let part = error.to_string();
+        let part = words(error);
         if !text.ends_with(&part) {
             text.push_str(": ");
             text.push_str(&part);
@@ -107,4 +109,14 @@ pub fn chain(error: &dyn StdError) -> String {
         cause = error.source();
     }
     text.replace('\n', " ")
+}
+
+/// What the error says, without its causes. Of what a server said only the
+/// message: the client puts "db error" and the severity before it.
+fn words(error: &(dyn StdError + 'static)) -> String {
+    let said = match error.downcast_ref::<postgres::Error>() {
+        Some(error) => error.as_db_error(),
+        None => error.downcast_ref::<postgres::error::DbError>(),
+    };
+    said.map_or_else(|| error.to_string(), |said| said.message().to_owned())
 }

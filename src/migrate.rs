@@ -61,6 +61,11 @@ pub fn check(client: &mut Client) -> Result<(), Error> {
     if current > known {
         return Err(newer(current));
     }
+    if current == 0 {
+        return Err(Error::Schema(
+            "there are no millhand tables in this database yet; run `millhand migrate`".to_owned(),
+        ));
+    }
     if current < known {
         return Err(Error::Schema(format!(
             "the database has schema version {current}, this program needs {known}; \

@@ -414,8 +414,11 @@ fn a_wrong_password_is_refused_and_never_printed() {
 fn a_database_with_another_schema_is_refused() {
     let database = Database::empty();
     let said = run(&mut on(&database, &["status"]));
-    assert_eq!(said.code, Some(2));
-    assert!(said.stderr.contains("run `millhand migrate`"), "{said:?}");
+    assert_refused(
+        &said,
+        2,
+        "there are no millhand tables in this database yet; run `millhand migrate`",
+    );
 
     let database = Database::new();
     database

@@ -50,10 +50,11 @@ fn sql_dispatches_with_defaults_and_returns_the_id() {
     let sql = "SELECT millhand.dispatch('b', '{\"x\": 1}', ARRAY['r', 'q', 'r'], shared => ARRAY['s', 'q', 's'])";
     let id: i64 = connection.query_one(sql, &[]).unwrap().get(0);
     let task = database.task(millhand::TaskId(id));
-    // A name in both lists counts as exclusive; each name once, in order.
+    // A name in both lists counts as exclusive; each name once, as
+    // they were given.
     assert_eq!(
         (task.exclusive, task.shared, task.args),
-        (vec!["q".to_owned(), "r".to_owned()], vec!["s".to_owned()], json!({"x": 1}))
+        (vec!["r".to_owned(), "q".to_owned()], vec!["s".to_owned()], json!({"x": 1}))
     );
 
     let sql = "SELECT millhand.dispatch('c', NULL, NULL, NULL)";

@@ -3,12 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+/// The bench runs, and touches no one's tasks.
+mod bench;
 /// The command line: help, what it prints, refused input, exit codes.
 mod cli;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
 /// Every example prints what its header says.
 mod examples;
+/// What a worker is told by flags and settings.
+mod flags;
 /// The safety poll never leaves out what waits.
 mod housekeeping;
 /// Migrations and the golden schema; every query can be prepared.

@@ -82,7 +82,7 @@ fn output_that_is_not_utf_8_is_kept_readable() {
 #[test]
 fn the_environment_names_the_task_and_no_database() {
     let task = run_task(&NewTask::new("environment"));
-    assert_eq!(task.result, Some(json!(format!("{} environment unset\n", task.id))));
+    assert_eq!(task.result, Some(json!(format!("{} environment unset", task.id))));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_result_that_is_too_long_fails_the_task() {
 
 #[test]
 fn what_a_command_leaves_running_ends_with_it() {
-    assert_completed(&NewTask::new("leaver"), json!("left\n"));
+    assert_completed(&NewTask::new("leaver"), json!("left"));
 }
 
 #[test]
@@ -160,13 +160,4 @@ fn whoever_waits_gets_the_tasks_fate() {
         worker.stop(rustix::process::Signal::TERM);
         assert_clean(&database, &workshop);
     }
-}
-
-#[test]
-fn an_unwritable_pid_file_is_a_usage_error() {
-    let database = Database::new();
-    let workshop = Workshop::new(&database, "");
-    let said = run(&mut workshop.millhand(["worker", "--burst", "--pid-file", "/nonexistent/pid"]));
-    assert_eq!(said.code, Some(2), "{said:?}");
-    assert!(said.stderr.contains("/nonexistent/pid"), "{said:?}");
 }

@@ -101,7 +101,7 @@ DECLARE
     line_ids bigint[];
     locked_ids bigint[];
 BEGIN
-    -- The usual case, and worth its own test: nothing is parked at all.
+    -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
         RETURN true;
     END IF;

@@ -76,8 +76,8 @@ pub(crate) trait Claims {
         plan: Plan,
     ) -> Result<Turn, Error>;
 
-    /// After a turn that failed on a living connection: takes the bell down if
-    /// it was hung, so that the next turn begins as planned.
+    /// After a turn that failed on a living connection: lets go of what it had
+    /// locked, the bell too, so that the next turn begins as planned.
     fn recover(&mut self) -> Result<(), Error>;
 
     /// The connection for the task's own short statements.

@@ -8,7 +8,7 @@
 //! | environment | the worker's without its settings, and `MILLHAND_TASK_ID`, `_TASK_NAME`, `_FENCE`, `_ATTEMPT`, `_WORKER` |
 //! | stdin | the args as JSON |
 //! | fd 3 | progress, a JSON value a line |
-//! | stdout | the result: JSON if it parses, else text; 1 MiB at most |
+//! | stdout | the result: JSON if it parses, else text without the last line's end; 1 MiB at most |
 //! | stderr | its last 64 KiB are the log |
 //! | exit | 0 is completed, all else failed |
 //!
@@ -290,11 +290,17 @@ impl Running {
         };
         let mut outcome = match failure {
             None => {
-                let text = self.stdout.text();
+                let mut text = self.stdout.text();
                 let result = match serde_json::from_str(&text) {
                     Ok(value) => value,
                     Err(_) if text.is_empty() => Value::Null,
-                    Err(_) => Value::String(text),
+                    Err(_) => {
+                        // As $(...) in a shell, but only one line's end.
+                        if text.ends_with('\n') {
+                            text.pop();
+                        }
+                        Value::String(text)
+                    }
                 };
                 Outcome::completed(result)
             }

@@ -345,7 +345,11 @@ fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
     loop {
         let settled = db::connect(&url, "millhand warden").and_then(|mut client| {
             client
-                .execute(include_str!("../../sql/queries/settle_process.sql"), &[&process])
+                .batch_execute(include_str!("../../sql/queries/worker_session.sql"))
+                .and_then(|()| {
+                    client
+                        .execute(include_str!("../../sql/queries/settle_process.sql"), &[&process])
+                })
                 .map_err(|error| Error::postgres("could not settle a dead worker's tasks", error))
         });
         match settled {

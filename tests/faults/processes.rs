@@ -48,6 +48,11 @@ fn wait_for_n_workers(database: &Database, wanted: i64) {
     });
 }
 
+fn worker_ids(database: &Database, pid: u32) -> Vec<i64> {
+    let workers = millhand::fleet::workers(&mut database.connect()).unwrap();
+    workers.iter().filter(|w| w.pid == pid.cast_signed()).map(|w| w.id).collect()
+}
+
 fn signal_pid(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
@@ -85,7 +90,7 @@ fn check_death(ttl: &str, harm: impl Fn(&Workshop, &WorkerProcess)) {
         let task = database.wait_for_state(family, TaskState::Failed);
         assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{:?}", task.error);
         let task = database.wait_for_state(witness, TaskState::Completed);
-        assert_eq!(task.result, Some(json!("dead\ndead\n")));
+        assert_eq!(task.result, Some(json!("dead\ndead")));
         signal_pid(first.pid().cast_signed(), Signal::CONT);
         first.kill();
         second.stop(Signal::TERM);
@@ -125,6 +130,39 @@ fn a_worker_killed_after_its_warden_takes_its_commands_along_too() {
     });
 }
 
+/// Only the session that holds the locks is cut; the worker's process lives.
+#[test]
+fn a_cut_off_workers_command_is_dead_before_its_resource_is_free() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let first = workshop.worker(worker_type, &[]);
+        let family = database.dispatch(&on_folder(&workshop, "family"));
+        wait_for_family(&database, &workshop);
+        let second = workshop.worker(worker_type, &[]);
+        wait_for_n_workers(&database, 2);
+        let witness = database.dispatch(&on_folder(&workshop, "witness"));
+        let n = database.terminate(
+            "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
+                        AND (classid::bigint << 32 | objid::bigint) = millhand.resource_lock('r'))",
+        );
+        assert_eq!(n, 1);
+        let failed = database.wait_for_state(family, TaskState::Failed);
+        assert!(failed.error.as_ref().unwrap().contains("connection"), "{:?}", failed.error);
+        let task = database.wait_for_state(witness, TaskState::Completed);
+        assert_eq!(task.result, Some(json!("dead\ndead")));
+        // It is back, under a new id, and wrote nothing under the old one.
+        wait_for_n_workers(&database, 2);
+        second.stop(Signal::TERM);
+        let next = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
+        database.wait_for_state(next, TaskState::Completed);
+        let now = database.task(family);
+        assert_eq!((now.state, now.finished_at), (TaskState::Failed, failed.finished_at));
+        first.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
 #[test]
 fn a_frozen_workers_commands_are_dead_before_its_resources_are_free() {
     check_death("3s", |_, worker| worker.signal(Signal::STOP));
@@ -145,6 +183,7 @@ fn a_thawed_worker_writes_nothing_and_works_again() {
         } else {
             (other, frozen)
         };
+        let ids = worker_ids(&database, frozen.pid());
         frozen.signal(Signal::STOP);
         let failed = database.wait_for_state(id, TaskState::Failed);
         workshop.open_gate("a");
@@ -155,6 +194,8 @@ fn a_thawed_worker_writes_nothing_and_works_again() {
         database.wait_for_state(next, TaskState::Completed);
         let now = database.task(id);
         assert_eq!((now.state, now.finished_at), (TaskState::Failed, failed.finished_at));
+        let new_ids = worker_ids(&database, frozen.pid());
+        assert!(new_ids.len() == 1 && !ids.contains(&new_ids[0]), "{ids:?}, then {new_ids:?}");
         frozen.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
@@ -174,7 +215,7 @@ fn a_killed_command_fails_its_task_and_the_worker_goes_on() {
         let task = database.wait_for_state(family, TaskState::Failed);
         assert!(task.error.as_ref().unwrap().contains('9'), "{:?}", task.error);
         let task = database.wait_for_state(witness, TaskState::Completed);
-        assert_eq!(task.result, Some(json!("dead\ndead\n")));
+        assert_eq!(task.result, Some(json!("dead\ndead")));
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }

@@ -6,43 +6,138 @@ use serde_json::json;
 
 use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server};
-use crate::support::process::{GATE_HANDLERS, Workshop, gate_task};
+use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
 use crate::support::{SOON, WORKER_TYPES, wait_until};
 
-fn terminate(database: &Database, condition: &str) -> i64 {
+/// Waits until a session of this purpose is there that was not among `before`.
+fn wait_for_another(database: &Database, purpose: &str, before: &[i32]) {
+    wait_until(database, &format!("another session, {purpose}"), SOON, || {
+        let now = sessions(database, purpose);
+        if now.iter().any(|pid| !before.contains(pid)) { Ok(()) } else { Err(now) }
+    });
+}
+
+fn sessions(database: &Database, purpose: &str) -> Vec<i32> {
     database
         .connect()
-        .query_one(
-            &format!(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                  WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}"
-            ),
-            &[],
+        .query(
+            "SELECT pid FROM pg_stat_activity
+              WHERE datname = current_database() AND application_name = $1",
+            &[&purpose],
         )
         .unwrap()
-        .get(0)
+        .iter()
+        .map(|row| row.get(0))
+        .collect()
 }
 
 #[test]
-fn a_worker_whose_session_is_cut_ends_its_task_and_works_again() {
+fn a_listener_that_is_cut_off_listens_again() {
+    const LISTENER: &str = "millhand listener";
     for worker_type in WORKER_TYPES {
         let database = Database::new();
         let workshop = Workshop::new(&database, GATE_HANDLERS);
-        let worker = workshop.worker(worker_type, &[]);
-        let id = database.dispatch(&gate_task(&workshop, "stubborn", "never").exclusive("r"));
-        database.wait_for_state(id, TaskState::Running);
-        let next = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
-        // The session that holds the task's lock is the thread's own.
-        let n = terminate(
-            &database,
-            "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
-                        AND (classid::bigint << 32 | objid::bigint) = millhand.resource_lock('r'))",
-        );
-        assert_eq!(n, 1);
-        let task = database.wait_for_state(id, TaskState::Failed);
-        assert!(task.error.as_ref().unwrap().contains("connection"), "{:?}", task.error);
+        let worker = workshop.worker(worker_type, &["--threads", "2"]);
+        let running = database.dispatch(&gate_task(&workshop, "gate", "never"));
+        database.wait_for_state(running, TaskState::Running);
+        let before = sessions(&database, LISTENER);
+        assert_eq!(database.terminate(&format!("application_name = '{LISTENER}'")), 1);
+        // Dispatched while nobody listens: found all the same.
+        let next = database.dispatch(&NewTask::new("millhand.noop"));
+        wait_for_another(&database, LISTENER, &before);
         database.wait_for_state(next, TaskState::Completed);
+        let next = database.dispatch(&NewTask::new("millhand.noop"));
+        database.wait_for_state(next, TaskState::Completed);
+        client::cancel(&mut database.connect(), running).unwrap();
+        let task = database.wait_for_state(running, TaskState::Canceled);
+        assert_eq!((task.attempt, task.error), (1, None));
         worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn a_housekeeper_that_is_cut_off_keeps_house_again() {
+    const HOUSEKEEPER: &str = "millhand housekeeper";
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_TTL", "2s");
+        let worker = WorkerProcess::start(command);
+        let running = database.dispatch(&gate_task(&workshop, "gate", "a"));
+        database.wait_for_state(running, TaskState::Running);
+        let before = sessions(&database, HOUSEKEEPER);
+        assert_eq!(database.terminate(&format!("application_name = '{HOUSEKEEPER}'")), 1);
+        wait_for_another(&database, HOUSEKEEPER, &before);
+        // It renews the row of the worker, which has lost nothing.
+        let renewed = |connection: &mut postgres::Client| -> i64 {
+            connection
+                .query_one(
+                    "SELECT count(*) FROM millhand.worker
+                      WHERE last_heartbeat > started_at + 2 * ttl",
+                    &[],
+                )
+                .unwrap()
+                .get(0)
+        };
+        let mut connection = database.connect();
+        wait_until(&database, "its row lives longer than its ttl", SOON, || {
+            if renewed(&mut connection) == 1 { Ok(()) } else { Err(worker.stderr()) }
+        });
+        workshop.open_gate("a");
+        let task = database.wait_for_state(running, TaskState::Completed);
+        assert_eq!(task.attempt, 1);
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn a_turn_that_failed_keeps_no_lock() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let mut connection = database.connect();
+        // The server's disk is full, as far as the start of this task goes.
+        connection
+            .batch_execute(
+                "CREATE SEQUENCE failures;
+                 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN
+                     PERFORM nextval('failures');
+                     RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full';
+                 END $$;
+                 CREATE TRIGGER full_disk BEFORE UPDATE ON millhand.task FOR EACH ROW
+                     WHEN (NEW.state = 'running') EXECUTE FUNCTION fail()",
+            )
+            .unwrap();
+        let worker = workshop.worker(worker_type, &["--threads", "2"]);
+        let id = database.dispatch(&NewTask::new("millhand.noop").exclusive("r").shared("s"));
+        wait_until(&database, "several starts have failed", SOON, || {
+            let n: i64 =
+                connection.query_one("SELECT last_value FROM failures", &[]).unwrap().get(0);
+            if n > 4 { Ok(()) } else { Err(n) }
+        });
+        connection.batch_execute("DROP TRIGGER full_disk ON millhand.task").unwrap();
+        database.wait_for_state(id, TaskState::Completed);
+        let other = workshop.worker(worker_type, &[]);
+        wait_until(&database, "the locks are free, and the workers still here", SOON, || {
+            let row = connection
+                .query_one(
+                    "SELECT (SELECT count(*) FROM pg_locks
+                              WHERE locktype = 'advisory' AND objsubid = 1
+                                AND (classid::bigint << 32 | objid::bigint) IN
+                                    (millhand.resource_lock('r'), millhand.resource_lock('s'))),
+                            (SELECT count(*) FROM millhand.worker)",
+                    &[],
+                )
+                .unwrap();
+            let found: (i64, i64) = (row.get(0), row.get(1));
+            if found == (0, 3) { Ok(()) } else { Err((found, worker.stderr())) }
+        });
+        worker.stop(Signal::TERM);
+        other.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
 }
@@ -51,18 +146,19 @@ fn a_worker_whose_session_is_cut_ends_its_task_and_works_again() {
 fn all_sessions_cut_at_once_again_and_again() {
     for worker_type in WORKER_TYPES {
         let database = Database::new();
-        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let workshop = Workshop::new(&database, NOTED);
         let workers = [
             workshop.worker(worker_type, &["--threads", "4"]),
             workshop.worker(worker_type, &["--threads", "4"]),
         ];
-        let ids = dispatch_load(&database, 400);
+        let ids = dispatch_load(&database, &workshop, 400);
         for n_final in [20, 60, 100, 140] {
             wait_for_n_final(&database, n_final);
-            terminate(&database, "application_name LIKE 'millhand%'");
+            database.terminate("application_name LIKE 'millhand%'");
         }
         database.wait_for_all_final();
         assert_eq!(database.tasks().len(), ids.len());
+        assert_each_ran_once(&database, &workshop);
         let after = database.dispatch(&NewTask::new("millhand.noop"));
         database.wait_for_state(after, TaskState::Completed);
         for worker in workers {
@@ -72,17 +168,42 @@ fn all_sessions_cut_at_once_again_and_again() {
     }
 }
 
-/// Short tasks on few resources.
-fn dispatch_load(database: &Database, n: usize) -> Vec<TaskId> {
+/// Notes each start of a task.
+const NOTED: &str = r#"
+[handlers.noted]
+command = ["sh", "-c", "echo $MILLHAND_TASK_ID >>\"$0/starts\"; sleep 0.02", "{folder}"]
+"#;
+
+/// Short tasks on few resources, every fourth of them a command.
+fn dispatch_load(database: &Database, workshop: &Workshop, n: usize) -> Vec<TaskId> {
+    let folder = workshop.path().display().to_string();
     let tasks: Vec<NewTask> = (0..n)
         .map(|number| {
-            NewTask::new("millhand.sleep")
-                .args(json!({ "seconds": 0.01 }))
-                .exclusive(format!("r{}", number % 13))
-                .shared(format!("s{}", number % 5))
+            let task = match number % 4 {
+                0 => NewTask::new("noted").args(json!({ "folder": folder })),
+                _ => NewTask::new("millhand.sleep").args(json!({ "seconds": 0.01 })),
+            };
+            task.exclusive(format!("r{}", number % 13)).shared(format!("s{}", number % 5))
         })
         .collect();
     client::dispatch_many(&mut database.connect(), &tasks).unwrap()
+}
+
+/// No command ran twice, and those that are said to have ended in good order
+/// did run.
+#[track_caller]
+fn assert_each_ran_once(database: &Database, workshop: &Workshop) {
+    let starts = std::fs::read_to_string(workshop.path().join("starts")).unwrap();
+    let mut started: Vec<&str> = starts.lines().collect();
+    let n_starts = started.len();
+    started.sort_unstable();
+    started.dedup();
+    assert_eq!(started.len(), n_starts, "some command ran twice: {starts}");
+    for task in database.tasks() {
+        if task.name == "noted" && task.state == TaskState::Completed {
+            assert!(started.contains(&task.id.to_string().as_str()), "{task:?}");
+        }
+    }
 }
 
 fn wait_for_n_final(database: &Database, n_final: i64) {
@@ -104,12 +225,12 @@ fn a_server_stopped_hard_under_load_loses_no_task() {
     for worker_type in WORKER_TYPES {
         let mut server = start_server();
         let database = Database::of(&server);
-        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let workshop = Workshop::new(&database, NOTED);
         let workers = [
             workshop.worker(worker_type, &["--threads", "4"]),
             workshop.worker(worker_type, &["--threads", "4"]),
         ];
-        let ids = dispatch_load(&database, 300);
+        let ids = dispatch_load(&database, &workshop, 300);
         for (n_final, hard) in [(30, true), (60, false), (90, true)] {
             wait_for_n_final(&database, n_final);
             if hard {
@@ -121,6 +242,7 @@ fn a_server_stopped_hard_under_load_loses_no_task() {
         }
         database.wait_for_all_final();
         assert_eq!(database.tasks().len(), ids.len());
+        assert_each_ran_once(&database, &workshop);
         let after = database.dispatch(&NewTask::new("millhand.noop"));
         database.wait_for_state(after, TaskState::Completed);
         for worker in workers {

@@ -20,7 +20,7 @@ fn check(handler: &str, flags: &[&str], signals: &[Signal], open_gate: bool, sta
         command.args(flags).env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
         let mut worker = WorkerProcess::start(command);
         let id = database.dispatch(&gate_task(&workshop, handler, "a"));
-        database.wait_for_state(id, TaskState::Running);
+        workshop.wait_at_gate(&database, "a");
         for signal in signals {
             worker.signal(*signal);
         }
@@ -38,20 +38,39 @@ fn check(handler: &str, flags: &[&str], signals: &[Signal], open_gate: bool, sta
     }
 }
 
+/// Every worker type with a task that obeys and one that does not.
+fn each_kind() -> impl Iterator<Item = (&'static str, &'static str)> {
+    WORKER_TYPES.into_iter().flat_map(|kind| ["gate", "stubborn"].map(|handler| (kind, handler)))
+}
+
 #[test]
 fn gentle_signals_let_a_task_end() {
-    for signals in
-        [&[Signal::TERM][..], &[Signal::HUP], &[Signal::INT], &[Signal::TERM, Signal::HUP]]
-    {
-        check("stubborn", &[], signals, true, TaskState::Completed);
+    for handler in ["gate", "stubborn"] {
+        for signals in [
+            &[Signal::TERM][..],
+            &[Signal::HUP],
+            &[Signal::INT],
+            &[Signal::TERM, Signal::TERM],
+            &[Signal::HUP, Signal::HUP],
+            &[Signal::TERM, Signal::HUP],
+        ] {
+            check(handler, &[], signals, true, TaskState::Completed);
+        }
     }
 }
 
 #[test]
 fn urgent_signals_end_a_task_at_once() {
     for handler in ["gate", "stubborn"] {
-        check(handler, &[], &[Signal::QUIT], false, TaskState::Failed);
-        check(handler, &[], &[Signal::TERM, Signal::QUIT], false, TaskState::Failed);
+        for signals in [
+            &[Signal::QUIT][..],
+            &[Signal::QUIT, Signal::QUIT],
+            &[Signal::TERM, Signal::QUIT],
+            &[Signal::HUP, Signal::QUIT],
+            &[Signal::INT, Signal::QUIT],
+        ] {
+            check(handler, &[], signals, false, TaskState::Failed);
+        }
     }
 }
 
@@ -68,12 +87,14 @@ fn patience_ends() {
 
 #[test]
 fn a_second_interrupt_ends_a_task_at_once() {
-    for worker_type in WORKER_TYPES {
+    for (worker_type, handler) in each_kind() {
         let database = Database::new();
         let workshop = Workshop::new(&database, GATE_HANDLERS);
-        let mut worker = workshop.worker(worker_type, &[]);
-        let id = database.dispatch(&gate_task(&workshop, "gate", "a"));
-        database.wait_for_state(id, TaskState::Running);
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
+        let mut worker = WorkerProcess::start(command);
+        let id = database.dispatch(&gate_task(&workshop, handler, "a"));
+        workshop.wait_at_gate(&database, "a");
         worker.signal(Signal::INT);
         // Two signals of one kind at once would count as one.
         crate::support::wait_until(&database, "it has seen the first", SOON, || {
@@ -89,12 +110,14 @@ fn a_second_interrupt_ends_a_task_at_once() {
 
 #[test]
 fn a_cancel_is_obeyed_during_a_drain() {
-    for worker_type in WORKER_TYPES {
+    for (worker_type, handler) in each_kind() {
         let database = Database::new();
         let workshop = Workshop::new(&database, GATE_HANDLERS);
-        let mut worker = workshop.worker(worker_type, &[]);
-        let id = database.dispatch(&gate_task(&workshop, "gate", "a"));
-        database.wait_for_state(id, TaskState::Running);
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_CANCEL_GRACE_INTERVAL", "100ms");
+        let mut worker = WorkerProcess::start(command);
+        let id = database.dispatch(&gate_task(&workshop, handler, "a"));
+        workshop.wait_at_gate(&database, "a");
         worker.signal(Signal::TERM);
         crate::support::wait_until(&database, "it drains", SOON, || {
             let stderr = worker.stderr();

@@ -146,6 +146,22 @@ impl Database {
         });
     }
 
+    /// Cuts the sessions on this database of which the condition on
+    /// `pg_stat_activity` holds, and returns how many there were.
+    pub(crate) fn terminate(&self, condition: &str) -> i64 {
+        self.connect()
+            .query_one(
+                &format!(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                      WHERE datname = current_database() AND pid <> pg_backend_pid()
+                        AND {condition}"
+                ),
+                &[],
+            )
+            .unwrap()
+            .get(0)
+    }
+
     /// For the messages of tests that fail.
     pub(crate) fn task_table(&self) -> String {
         let Ok(mut connection) = db::connect(&self.url(), "test") else {

@@ -81,7 +81,17 @@ impl Workshop {
         found
     }
 
-    /// Lets the tasks that wait at this gate go on; see [`GATE_HANDLER`].
+    /// Waits until the command of a task has come to this gate. Its row says
+    /// `running` a moment before the command begins.
+    #[track_caller]
+    pub(crate) fn wait_at_gate(&self, database: &Database, name: &str) {
+        let note = self.folder.path().join(format!("at-{name}"));
+        super::wait_until(database, &format!("somebody at gate {name}"), super::SOON, || {
+            if note.exists() { Ok(()) } else { Err("nobody") }
+        });
+    }
+
+    /// Lets the tasks that wait at this gate go on; see [`GATE_HANDLERS`].
     pub(crate) fn open_gate(&self, name: &str) {
         fs::write(self.folder.path().join(format!("gate-{name}")), "").unwrap();
     }
@@ -91,9 +101,9 @@ impl Workshop {
 /// SIGTERM, `stubborn` does not.
 pub(crate) const GATE_HANDLERS: &str = r#"
 [handlers.gate]
-command = ["sh", "-c", "while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done", "{folder}", "{gate}"]
+command = ["sh", "-c", ": >\"$0/at-$1\"; while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done", "{folder}", "{gate}"]
 [handlers.stubborn]
-command = ["sh", "-c", "trap '' TERM INT HUP; while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done", "{folder}", "{gate}"]
+command = ["sh", "-c", "trap '' TERM INT HUP; : >\"$0/at-$1\"; while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done", "{folder}", "{gate}"]
 "#;
 
 /// A task that runs until [`Workshop::open_gate`] of this name.

@@ -130,8 +130,8 @@ impl Claims for PostgresClaims {
 
     fn recover(&mut self) -> Result<(), Error> {
         self.client
-            .execute(include_str!("../../../sql/queries/take_bell_down.sql"), &[])
-            .map_err(|error| Error::postgres("could not take the bell down", error))?;
+            .execute(include_str!("../../../sql/queries/let_go.sql"), &[&self.worker])
+            .map_err(|error| Error::postgres("could not let go of its locks", error))?;
         Ok(())
     }
 
