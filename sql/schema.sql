@@ -1,9 +1,9 @@
 CREATE SCHEMA millhand;
 
-CREATE FUNCTION millhand.beat(process text) RETURNS SETOF bigint
+CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
     LANGUAGE sql
     AS $_$
-    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE process = $1 RETURNING id
+    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE id = ANY ($1) RETURNING id
 $_$;
 
 CREATE FUNCTION millhand.bell_hangs() RETURNS boolean
@@ -27,6 +27,8 @@ DECLARE
     found_state text;
     ended record;
 BEGIN
+    -- As in dispatch: whoever hangs a bell before this commits looks again.
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     LOOP
         UPDATE millhand.task SET state = 'canceled', parked = false, finished_at = clock_timestamp()
          WHERE id = cancel.id AND state IN ('scheduled', 'waiting')
@@ -97,6 +99,7 @@ DECLARE
     candidate record;
     reserved_exclusive text[] := '{}';
     reserved_shared text[] := '{}';
+    blocked boolean;
     n_passed integer := 0;
     n_parked integer := 0;
     -- Shutdown and the end of a task never wait longer than this for a look.
@@ -133,10 +136,10 @@ BEGIN
             CONTINUE;
         END IF;
         IF candidate.state = 'waiting' THEN
-            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved_exclusive
-                    OR candidate.exclusive && reserved_shared
-                    OR candidate.shared && reserved_exclusive)
-            THEN
+            blocked := candidate.behind_parked OR candidate.exclusive && reserved_exclusive
+                       OR candidate.exclusive && reserved_shared
+                       OR candidate.shared && reserved_exclusive;
+            IF NOT blocked THEN
                 IF task_id IS NOT NULL THEN
                     more := true;
                     RETURN;
@@ -171,7 +174,7 @@ BEGIN
                 END IF;
             END IF;
             n_passed := n_passed + 1;
-            IF n_passed > 20 AND deep AND task_id IS NULL
+            IF blocked AND n_passed > 20 AND deep AND task_id IS NULL
                AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
                                  candidate.shared, low)
             THEN
@@ -323,7 +326,8 @@ CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
      WHERE w.process = $1
        AND NOT EXISTS (SELECT FROM millhand.task t
                         WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
-       AND pg_try_advisory_xact_lock(millhand.worker_lock(w.id))
+       AND pg_try_advisory_lock(millhand.worker_lock(w.id))
+       AND pg_advisory_unlock(millhand.worker_lock(w.id))
 $_$;
 
 CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
@@ -427,6 +431,8 @@ BEGIN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
     END IF;
     IF ended_task IS NOT NULL THEN
+        -- As in dispatch: whoever hangs a bell before this commits looks again.
+        PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
         ended_state := millhand.finish_task(
             worker_id, ended_task, outcome, task_result, task_error, task_log);
         IF ended_state IS NULL THEN
@@ -589,6 +595,12 @@ DECLARE
     other record;
     worker_id bigint;
 BEGIN
+    -- Before the lock of registrations: this may wait for a row that somebody
+    -- else keeps locked, which is no matter of other workers.
+    IF previous IS NOT NULL THEN
+        PERFORM millhand.settle_worker(
+            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
+    END IF;
     -- One registration at a time, so that two types cannot pass each other.
     PERFORM pg_advisory_xact_lock(millhand.register_lock());
     SELECT name, type INTO other FROM millhand.worker
@@ -597,10 +609,6 @@ BEGIN
         RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
             'stop those first', worker_type, other.name, other.type
             USING ERRCODE = 'check_violation';
-    END IF;
-    IF previous IS NOT NULL THEN
-        PERFORM millhand.settle_worker(
-            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
     END IF;
     PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
@@ -648,8 +656,15 @@ BEGIN
        FROM pg_locks
       WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
-    PERFORM pg_advisory_xact_lock(millhand.worker_lock(worker_id));
+        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
+        -- Not another settler, which may hold it for a moment, too.
+        AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                         WHERE a.pid = pg_locks.pid
+                           AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
+    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+    -- And as in dispatch: whoever hangs a bell before this commits looks again.
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     IF unbegun THEN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
@@ -824,7 +839,8 @@ DECLARE
     name text;
     kept text[] := '{}';
 BEGIN
-    IF cardinality(names) <= 1 AND others = '{}' THEN
+    -- (An array that begins elsewhere than at 1 is built anew.)
+    IF names = '{}' OR others = '{}' AND cardinality(names) = 1 AND array_lower(names, 1) = 1 THEN
         RETURN names;
     END IF;
     FOREACH name IN ARRAY names LOOP

@@ -61,7 +61,6 @@ fn find_account(accounts: &str, name: &str) -> Option<Account> {
     Some(Account { uid, gid })
 }
 
-/// The first program of this name in `$PATH`.
 /// Where a program of the Postgres server's package is, such as pgbench.
 pub fn postgres_program(name: &str) -> Result<PathBuf, Error> {
     let program = postgres::find_programs()?.join(name);
@@ -75,6 +74,7 @@ pub fn postgres_program(name: &str) -> Result<PathBuf, Error> {
     })
 }
 
+/// The first program of this name in `$PATH`.
 fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)

@@ -221,7 +221,11 @@ impl Worker {
             ended: (Mutex::new(()), Condvar::new()),
         });
         let result = supervise(&shared, inboxes, &self.requests, &self.config);
-        shared.warden.end();
+        match &result {
+            Ok(()) => shared.warden.end(true),
+            // Something may be owned still: the warden knows what to do.
+            Err(_) => shared.warden.end(false),
+        }
         log::info!("stopped");
         result
     }

@@ -62,7 +62,8 @@ DECLARE
     name text;
     kept text[] := '{}';
 BEGIN
-    IF cardinality(names) <= 1 AND others = '{}' THEN
+    -- (An array that begins elsewhere than at 1 is built anew.)
+    IF names = '{}' OR others = '{}' AND cardinality(names) = 1 AND array_lower(names, 1) = 1 THEN
         RETURN names;
     END IF;
     FOREACH name IN ARRAY names LOOP

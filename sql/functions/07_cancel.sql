@@ -13,6 +13,8 @@ DECLARE
     found_state text;
     ended record;
 BEGIN
+    -- As in dispatch: whoever hangs a bell before this commits looks again.
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     LOOP
         UPDATE millhand.task SET state = 'canceled', parked = false, finished_at = clock_timestamp()
          WHERE id = cancel.id AND state IN ('scheduled', 'waiting')

@@ -35,6 +35,7 @@ DECLARE
     candidate record;
     reserved_exclusive text[] := '{}';
     reserved_shared text[] := '{}';
+    blocked boolean;
     n_passed integer := 0;
     n_parked integer := 0;
     -- Shutdown and the end of a task never wait longer than this for a look.
@@ -71,10 +72,10 @@ BEGIN
             CONTINUE;
         END IF;
         IF candidate.state = 'waiting' THEN
-            IF NOT (candidate.behind_parked OR candidate.exclusive && reserved_exclusive
-                    OR candidate.exclusive && reserved_shared
-                    OR candidate.shared && reserved_exclusive)
-            THEN
+            blocked := candidate.behind_parked OR candidate.exclusive && reserved_exclusive
+                       OR candidate.exclusive && reserved_shared
+                       OR candidate.shared && reserved_exclusive;
+            IF NOT blocked THEN
                 IF task_id IS NOT NULL THEN
                     more := true;
                     RETURN;
@@ -109,7 +110,7 @@ BEGIN
                 END IF;
             END IF;
             n_passed := n_passed + 1;
-            IF n_passed > 20 AND deep AND task_id IS NULL
+            IF blocked AND n_passed > 20 AND deep AND task_id IS NULL
                AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
                                  candidate.shared, low)
             THEN

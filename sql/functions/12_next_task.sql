@@ -31,6 +31,8 @@ BEGIN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
     END IF;
     IF ended_task IS NOT NULL THEN
+        -- As in dispatch: whoever hangs a bell before this commits looks again.
+        PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
         ended_state := millhand.finish_task(
             worker_id, ended_task, outcome, task_result, task_error, task_log);
         IF ended_state IS NULL THEN

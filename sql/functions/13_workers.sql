@@ -21,8 +21,15 @@ BEGIN
        FROM pg_locks
       WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id);
-    PERFORM pg_advisory_xact_lock(millhand.worker_lock(worker_id));
+        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
+        -- Not another settler, which may hold it for a moment, too.
+        AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                         WHERE a.pid = pg_locks.pid
+                           AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
+    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+    -- And as in dispatch: whoever hangs a bell before this commits looks again.
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     IF unbegun THEN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
@@ -66,7 +73,8 @@ LANGUAGE sql AS $$
      WHERE w.process = $1
        AND NOT EXISTS (SELECT FROM millhand.task t
                         WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
-       AND pg_try_advisory_xact_lock(millhand.worker_lock(w.id))
+       AND pg_try_advisory_lock(millhand.worker_lock(w.id))
+       AND pg_advisory_unlock(millhand.worker_lock(w.id))
 $$;
 
 -- Registers a worker, on the connection that it will work on, and returns its
@@ -84,6 +92,12 @@ DECLARE
     other record;
     worker_id bigint;
 BEGIN
+    -- Before the lock of registrations: this may wait for a row that somebody
+    -- else keeps locked, which is no matter of other workers.
+    IF previous IS NOT NULL THEN
+        PERFORM millhand.settle_worker(
+            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
+    END IF;
     -- One registration at a time, so that two types cannot pass each other.
     PERFORM pg_advisory_xact_lock(millhand.register_lock());
     SELECT name, type INTO other FROM millhand.worker
@@ -92,10 +106,6 @@ BEGIN
         RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
             'stop those first', worker_type, other.name, other.type
             USING ERRCODE = 'check_violation';
-    END IF;
-    IF previous IS NOT NULL THEN
-        PERFORM millhand.settle_worker(
-            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
     END IF;
     PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)

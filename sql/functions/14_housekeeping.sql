@@ -1,8 +1,9 @@
--- Renews the rows of a process's workers and returns their ids. An id that is
--- missing from the answer was swept: that worker must stop at once.
-CREATE OR REPLACE FUNCTION millhand.beat(process text) RETURNS SETOF bigint
+-- Renews the rows of these workers and returns their ids. An id that is missing
+-- from the answer was swept: that worker must stop at once. Rows that nobody
+-- stands for any more are not renewed, so that their ttl ends.
+CREATE OR REPLACE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
 LANGUAGE sql AS $$
-    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE process = $1 RETURNING id
+    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE id = ANY ($1) RETURNING id
 $$;
 
 -- Settles workers that have not renewed their row for their whole ttl, by the

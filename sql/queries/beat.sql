@@ -1,1 +1,2 @@
-SELECT millhand.beat($1::text)
+-- Renews the rows of these workers ($1).
+SELECT millhand.beat($1::bigint[])

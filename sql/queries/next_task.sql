@@ -1,4 +1,4 @@
--- One turn of a worker: see functions/11_next_task.sql.
+-- One turn of a worker: see functions/12_next_task.sql.
 SELECT ended_state, task_id, task_name, task_args, task_fence, task_attempt,
        more, inconclusive, unfinished, bell_hung
   FROM millhand.next_task($1::bigint, $2::text, $3::text[], $4::bigint,

@@ -57,6 +57,7 @@ pub(crate) struct Plan {
     pub(crate) take_bell_down: bool,
     /// If there is nothing to do, hang the bell.
     pub(crate) hang_bell: bool,
+    ends_task: bool,
     reasons: u64,
 }
 
@@ -109,7 +110,9 @@ impl Crew {
         let mut state = self.lock();
         state.reasons += 1;
         let sentinel = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
-        let any = state.idle.last().copied().filter(|_| state.turns_under_way == 0);
+        // A turn may be held up, by a row that somebody keeps locked.
+        let room = state.turns_under_way < MAX_TURNS_UNDER_WAY;
+        let any = state.idle.last().copied().filter(|_| room);
         if let Some(worker) = sentinel.or(any) {
             self.wake(&mut state, worker);
         }
@@ -128,16 +131,23 @@ impl Crew {
     }
 
     /// A worker takes a turn.
-    pub(crate) fn begin_turn(&self, worker: usize) -> Plan {
+    ///
+    /// One that first `ends_task` hangs no bell, because the end of a task may
+    /// be held up by others. Its worker takes another turn if it found nothing.
+    pub(crate) fn begin_turn(&self, worker: usize, ends_task: bool) -> Plan {
         let mut state = self.lock();
         state.idle.retain(|idle| *idle != worker);
         state.turns_under_way += 1;
-        let is_sentinel = *state.sentinel.get_or_insert(worker) == worker;
+        if !ends_task {
+            state.sentinel.get_or_insert(worker);
+        }
+        let is_sentinel = state.sentinel == Some(worker);
         let take_bell_down = is_sentinel && std::mem::take(&mut state.bell_hung);
         Plan {
             idle_siblings: !state.idle.is_empty(),
             take_bell_down,
             hang_bell: is_sentinel,
+            ends_task,
             reasons: state.reasons,
         }
     }
@@ -150,6 +160,11 @@ impl Crew {
         if is_sentinel {
             state.bell_hung = found.bell_hung;
         }
+        let is_stale = state.reasons != plan.reasons;
+        if plan.ends_task {
+            // Turns under way may have looked before the end was committed.
+            state.reasons += 1;
+        }
         if found.task {
             if is_sentinel {
                 state.sentinel = None;
@@ -159,7 +174,8 @@ impl Crew {
             // anyone here is idle; but as long as a turn is under way its end
             // will see to that, and waking somebody for it would soon have
             // woken everybody.
-            let more = found.more || state.reasons != plan.reasons;
+            // It did not look for more if nobody was idle when it began.
+            let more = found.more || is_stale || !plan.idle_siblings && !state.idle.is_empty();
             let wanted = more && state.turns_under_way < MAX_TURNS_UNDER_WAY
                 || state.sentinel.is_none() && state.turns_under_way == 0;
             match state.idle.last().copied() {
@@ -171,7 +187,7 @@ impl Crew {
         }
         let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
         // Without a sentinel, its predecessor found work meanwhile.
-        if !enough && (state.reasons != plan.reasons || state.sentinel.is_none()) {
+        if !enough && (is_stale || state.sentinel.is_none()) {
             return Rest::Again;
         }
         if is_sentinel && found.unfinished {

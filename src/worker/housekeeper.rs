@@ -56,6 +56,9 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
             None => Session::open(shared).and_then(|opened| {
+                // It may be another server, restored or elder: nothing that was
+                // learned of positions holds.
+                housekeeper.forget_positions();
                 if std::mem::take(&mut warned) {
                     log::info!("housekeeper: connected again");
                 }
@@ -90,6 +93,14 @@ impl Session {
         let mut client = db::connect(&shared.url, "millhand housekeeper")?;
         let fail = |error| Error::postgres("could not set up housekeeping", error);
         client.batch_execute(include_str!("../../sql/queries/worker_session.sql")).map_err(fail)?;
+        // A row that somebody keeps locked must not hold up the heartbeat: what
+        // takes longer is given up and tried again.
+        let patience = (shared.identity.ttl / 6).as_millis();
+        client
+            .batch_execute(&format!(
+                "SET lock_timeout = {patience}; SET statement_timeout = {patience}"
+            ))
+            .map_err(fail)?;
         Ok(Session {
             poll: client.prepare(include_str!("../../sql/queries/poll.sql")).map_err(fail)?,
             beat: client.prepare(include_str!("../../sql/queries/beat.sql")).map_err(fail)?,
@@ -119,12 +130,17 @@ impl Housekeeper<'_> {
         self.poll(session)
     }
 
+    fn forget_positions(&mut self) {
+        (self.low, self.mark, self.mark_xid) = (0, None, None);
+        self.shared.set_low(0);
+    }
+
     fn beat(&mut self, session: &mut Session) -> Result<(), Error> {
         // Read before the statement: a worker that joins meanwhile is no loss.
         let expected = self.shared.workers();
         let rows = session
             .client
-            .query(&session.beat, &[&self.shared.identity.process])
+            .query(&session.beat, &[&expected])
             .map_err(|error| Error::postgres("could not renew the workers' rows", error))?;
         let renewed: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
         for worker in expected.into_iter().filter(|worker| !renewed.contains(worker)) {

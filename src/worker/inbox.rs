@@ -140,12 +140,12 @@ impl Inbox {
         }
     }
 
-    /// Waits for any event, for ever.
-    pub(crate) fn wait(&self) {
-        match self.receiver.recv() {
-            Ok(event) => self.note(event),
-            Err(_) => self.note(Event::Drain),
-        }
+    /// Waits for any event, for ever, and says which one it was.
+    pub(crate) fn wait(&self) -> Event {
+        // All senders are gone: nobody is left to work for.
+        let event = self.receiver.recv().unwrap_or(Event::Drain);
+        self.note(event);
+        event
     }
 
     /// Becomes readable when there is an event.

@@ -7,7 +7,7 @@ use super::Shared;
 use super::claim::postgres::{PostgresClaims, Previous};
 use super::claim::{Claims, Ended, Outcome};
 use super::crew::{Found, Rest};
-use super::inbox::Inbox;
+use super::inbox::{Event, Inbox};
 use super::run::run_task;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -87,7 +87,7 @@ fn work_session(
         if !wanted && ended.is_none() {
             return Ok(Exit::Stopped);
         }
-        let plan = shared.crew.begin_turn(index);
+        let plan = shared.crew.begin_turn(index, ended.is_some());
         let turn = match claims.next_task(ended.as_ref(), wanted, shared.low(), plan) {
             Ok(turn) => turn,
             Err(error) => {
@@ -171,7 +171,8 @@ impl Shared {
                 if self.burst && self.crew.is_idle() {
                     self.control.stop(super::Shutdown::Drain);
                 }
-                inbox.wait();
+                // A cancel is for whoever runs that task.
+                while matches!(inbox.wait(), Event::Cancel(_)) {}
             }
         }
     }

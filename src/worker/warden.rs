@@ -129,11 +129,13 @@ impl Warden {
         self.lock().say("renew\n");
     }
 
-    /// The worker leaves in good order.
-    pub(crate) fn end(&self) {
+    /// The worker leaves; in good order, nothing is left to settle.
+    pub(crate) fn end(&self, in_good_order: bool) {
         let mut link = self.lock();
         link.ended = true;
-        link.say("end\n");
+        if in_good_order {
+            link.say("end\n");
+        }
         link.pipe = None;
     }
 
