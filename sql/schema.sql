@@ -7,13 +7,9 @@ CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
 $_$;
 
 CREATE FUNCTION millhand.bell_hangs() RETURNS boolean
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    RETURN NOT (pg_try_advisory_lock(millhand.bell_lock())
-                AND pg_advisory_unlock(millhand.bell_lock()));
-END
-$$;
+    LANGUAGE sql
+    AS $$SELECT NOT (pg_try_advisory_lock(millhand.bell_lock())
+             AND pg_advisory_unlock(millhand.bell_lock()))$$;
 
 CREATE FUNCTION millhand.bell_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -36,7 +32,7 @@ BEGIN
         IF FOUND THEN
             -- Tasks behind it may be free now.
             DELETE FROM millhand.parked WHERE position = ended.position;
-            PERFORM millhand.note_freed(ended.exclusive, ended.shared, FOUND);
+            PERFORM millhand.note_freed(ended.exclusive || ended.shared, FOUND);
             PERFORM millhand.ring();
             RETURN 'canceled';
         END IF;
@@ -91,137 +87,53 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.claim_task(worker_id bigint, worker_name text, handlers text[], low bigint, look_further boolean, deep boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean) RETURNS record
-    LANGUAGE plpgsql
-    AS $$
-DECLARE
-    look refcursor;
-    candidate record;
-    reserved_exclusive text[] := '{}';
-    reserved_shared text[] := '{}';
-    blocked boolean;
-    n_passed integer := 0;
-    n_parked integer := 0;
-    -- Shutdown and the end of a task never wait longer than this for a look.
-    -- Only tasks that nobody here has a handler for can make one so long.
-    deadline CONSTANT timestamptz := clock_timestamp() + interval '250 milliseconds';
-BEGIN
-    more := false;
-    inconclusive := false;
-    unfinished := false;
-    OPEN look FOR
-        SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared, false AS behind_parked,
-               EXISTS (SELECT FROM millhand.parked) AS any_parked
-          FROM millhand.task t
-         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked AND t.position >= low
-         ORDER BY t.position;
-    LOOP
-        FETCH look INTO candidate;
-        EXIT WHEN NOT FOUND;
-        IF candidate.any_parked THEN
-            -- Seldom: the same, with more to ask about each task.
-            CLOSE look;
-            OPEN look FOR
-                SELECT t.id, t.name, t.state, t.position, t.exclusive, t.shared,
-                       EXISTS (SELECT FROM millhand.parked p
-                                WHERE p.resource = ANY (t.exclusive) AND p.position < t.position)
-                       OR EXISTS (SELECT FROM millhand.parked p
-                                   WHERE p.exclusive AND p.resource = ANY (t.shared)
-                                     AND p.position < t.position) AS behind_parked,
-                       false AS any_parked
-                  FROM millhand.task t
-                 WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-                   AND t.position >= low
-                 ORDER BY t.position;
-            CONTINUE;
-        END IF;
-        IF candidate.state = 'waiting' THEN
-            blocked := candidate.behind_parked OR candidate.exclusive && reserved_exclusive
-                       OR candidate.exclusive && reserved_shared
-                       OR candidate.shared && reserved_exclusive;
-            IF NOT blocked THEN
-                IF task_id IS NOT NULL THEN
-                    more := true;
-                    RETURN;
-                ELSIF candidate.name <> ALL (handlers) THEN
-                    -- Others may have a handler; it keeps its place.
-                    more := look_further;
-                ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
-                    -- The state comes as a value, not as a constant, so that
-                    -- the primary key is the only index that can serve this.
-                    -- Nobody waits here for a row that somebody else keeps
-                    -- locked, such as a cancel in a transaction that stays open.
-                    UPDATE millhand.task t
-                       SET state = 'running', owner = worker_id, worker = worker_name,
-                           fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
-                           started_at = clock_timestamp()
-                     WHERE t.id = (SELECT w.id FROM millhand.task w
-                                    WHERE w.id = candidate.id AND w.state = candidate.state
-                                      FOR NO KEY UPDATE SKIP LOCKED)
-                    RETURNING t.id, t.name, t.args, t.exclusive, t.shared, t.fence, t.attempt
-                         INTO task_id, task_name, task_args, task_exclusive, task_shared,
-                              task_fence, task_attempt;
-                    IF NOT FOUND THEN
-                        PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
-                        inconclusive := true;
-                    ELSIF NOT look_further OR more THEN
-                        RETURN;
-                    END IF;
-                ELSE
-                    -- Who holds them starts it now, or has just ended what was
-                    -- in its way and lets go a moment after that can be seen.
-                    inconclusive := true;
-                END IF;
-            END IF;
-            n_passed := n_passed + 1;
-            IF blocked AND n_passed > 20 AND deep AND task_id IS NULL
-               AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
-                                 candidate.shared, low)
-            THEN
-                n_parked := n_parked + 1;
-            END IF;
-            IF n_parked = 100 OR n_passed = 200 AND NOT deep THEN
-                unfinished := true;
-                more := look_further;
-                RETURN;
-            ELSIF n_passed % 100 = 0 AND clock_timestamp() > deadline THEN
-                inconclusive := true;
-                RETURN;
-            END IF;
-            CONTINUE WHEN n_passed > 20 AND candidate.exclusive <@ reserved_exclusive
-                      AND candidate.shared <@ reserved_shared;
-        END IF;
-        reserved_exclusive := reserved_exclusive || candidate.exclusive;
-        IF candidate.shared <> '{}' THEN
-            reserved_shared := reserved_shared || candidate.shared;
-        END IF;
-    END LOOP;
-END
-$$;
-
 CREATE FUNCTION millhand.dispatch(name text, args jsonb DEFAULT '{}'::jsonb, exclusive text[] DEFAULT '{}'::text[], shared text[] DEFAULT '{}'::text[]) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
-#variable_conflict use_column
+#variable_conflict use_variable
 DECLARE
+    names CONSTANT text[] := exclusive || shared;
+    n_exclusive CONSTANT integer := cardinality(exclusive);
+    key_1 bigint;
+    key_2 bigint;
+    locked boolean;
     task_id bigint;
-    task_args jsonb := coalesce(dispatch.args, '{}');
-    task_exclusive text[] := coalesce(dispatch.exclusive, '{}');
-    task_shared text[] := coalesce(dispatch.shared, '{}');
-    xid xid8;
 BEGIN
-    PERFORM millhand.check_task(dispatch.name, task_args, task_exclusive, task_shared);
-    task_exclusive := millhand.without(task_exclusive, '{}');
-    task_shared := millhand.without(task_shared, task_exclusive);
-    -- Whoever has drawn a position has a transaction id by then: see poll.
-    xid := pg_current_xact_id();
-    -- First of all locks, and before the bell is looked at: see next_task.
-    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    PERFORM millhand.lock_places(task_exclusive, task_shared);
-    INSERT INTO millhand.task (name, args, exclusive, shared, position)
-    VALUES (dispatch.name, task_args, task_exclusive, task_shared, nextval('millhand.task_position'))
-    RETURNING id INTO task_id;
-    PERFORM millhand.ring();
+    -- Whoever has drawn a position has a transaction id by then: see poll. And
+    -- this is the first of all locks, before the bell is looked at: see next_task.
+    locked := pg_current_xact_id() IS NOT NULL
+              AND pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+    IF name <> '' AND pg_column_size(args) <= 1048576 AND cardinality(names) <= 2
+       AND '' <> ALL (names) AND length(array_to_string(names, '')) <= 1000
+       AND (names[1] IS DISTINCT FROM names[2] OR names = '{}')
+       AND coalesce(array_lower(exclusive, 1), 1) = 1 AND coalesce(array_lower(shared, 1), 1) = 1
+    THEN
+        -- As lock_places.
+        key_1 := millhand.place_lock(names[1]);
+        key_2 := millhand.place_lock(names[2]);
+        locked := CASE WHEN n_exclusive > CASE WHEN key_2 < key_1 THEN 1 ELSE 0 END
+                       THEN pg_advisory_xact_lock(least(key_1, key_2)) IS NULL
+                       ELSE pg_advisory_xact_lock_shared(least(key_1, key_2)) IS NULL END;
+        IF key_1 <> key_2 THEN
+            locked := CASE WHEN n_exclusive > CASE WHEN key_2 < key_1 THEN 0 ELSE 1 END
+                           THEN pg_advisory_xact_lock(greatest(key_1, key_2)) IS NULL
+                           ELSE pg_advisory_xact_lock_shared(greatest(key_1, key_2)) IS NULL END;
+        END IF;
+    ELSE
+        args := coalesce(args, '{}');
+        exclusive := coalesce(exclusive, '{}');
+        shared := coalesce(shared, '{}');
+        PERFORM millhand.check_task(name, args, exclusive, shared);
+        exclusive := millhand.without(exclusive, '{}');
+        shared := millhand.without(shared, exclusive);
+        PERFORM millhand.lock_places(exclusive, shared);
+    END IF;
+    INSERT INTO millhand.task AS t (name, args, exclusive, shared, position)
+    VALUES (name, args, exclusive, shared, nextval('millhand.task_position'))
+    RETURNING t.id INTO task_id;
+    IF millhand.bell_hangs() THEN
+        PERFORM pg_notify('millhand_wakeup', '');
+    END IF;
     RETURN task_id;
 END
 $$;
@@ -278,7 +190,7 @@ CREATE FUNCTION millhand.dispatching_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT hashint8extended(2, 7305)$$;
 
-CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text) RETURNS text
+CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text) RETURNS text[]
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -292,30 +204,26 @@ BEGIN
            error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
            log = task_log, owner = NULL, finished_at = clock_timestamp()
      WHERE id = task_id AND owner IS NOT DISTINCT FROM worker_id
-    RETURNING state, exclusive, shared INTO ended;
+    RETURNING exclusive, shared INTO ended;
     IF NOT FOUND THEN
         RETURN NULL;
-    END IF;
-    IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
-        -- Whoever waits to be woken tries again until it succeeds.
-        PERFORM millhand.ring();
     END IF;
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
     -- and lets the session let go: Postgres then releases them right after
     -- the commit has become visible.
     -- (An assignment costs a third of a PERFORM, and this is on every turn.)
-    held := pg_try_advisory_xact_lock(millhand.task_lock(task_id));
-    held := pg_advisory_unlock(millhand.task_lock(task_id));
+    held := pg_try_advisory_xact_lock(millhand.task_lock(task_id))
+            AND pg_advisory_unlock(millhand.task_lock(task_id));
     FOREACH resource IN ARRAY ended.exclusive LOOP
-        held := pg_try_advisory_xact_lock(millhand.resource_lock(resource));
-        held := pg_advisory_unlock(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock(millhand.resource_lock(resource))
+                AND pg_advisory_unlock(millhand.resource_lock(resource));
     END LOOP;
     FOREACH resource IN ARRAY ended.shared LOOP
-        held := pg_try_advisory_xact_lock_shared(millhand.resource_lock(resource));
-        held := pg_advisory_unlock_shared(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock_shared(millhand.resource_lock(resource))
+                AND pg_advisory_unlock_shared(millhand.resource_lock(resource));
     END LOOP;
-    RETURN ended.state;
+    RETURN ended.exclusive || ended.shared;
 END
 $$;
 
@@ -330,22 +238,37 @@ CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
        AND pg_advisory_unlock(millhand.worker_lock(w.id))
 $_$;
 
+CREATE FUNCTION millhand.is_behind_parked(task_position bigint, needed_exclusive text[], needed_shared text[]) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM millhand.parked p
+                    WHERE p.resource = ANY (needed_exclusive) AND p.position < task_position)
+           OR EXISTS (SELECT FROM millhand.parked p
+                       WHERE p.exclusive AND p.resource = ANY (needed_shared)
+                         AND p.position < task_position);
+END
+$$;
+
 CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
 BEGIN
-    RETURN CASE state
-        WHEN 'scheduled' THEN owner IS NULL AND finished_at IS NULL
-        WHEN 'waiting' THEN task_position IS NOT NULL AND owner IS NULL AND finished_at IS NULL
-        WHEN 'running' THEN task_position IS NOT NULL AND owner IS NOT NULL
-                            AND started_at IS NOT NULL AND finished_at IS NULL
-        WHEN 'canceling' THEN task_position IS NOT NULL AND owner IS NOT NULL
-                              AND started_at IS NOT NULL AND finished_at IS NULL
-        WHEN 'completed' THEN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL
-        WHEN 'failed' THEN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL
-        WHEN 'canceled' THEN owner IS NULL AND finished_at IS NOT NULL
-        ELSE false
-    END;
+    CASE state
+        WHEN 'waiting' THEN
+            RETURN task_position IS NOT NULL AND owner IS NULL AND finished_at IS NULL;
+        WHEN 'running', 'canceling' THEN
+            RETURN task_position IS NOT NULL AND owner IS NOT NULL AND started_at IS NOT NULL
+                   AND finished_at IS NULL;
+        WHEN 'completed', 'failed' THEN
+            RETURN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL;
+        WHEN 'canceled' THEN
+            RETURN owner IS NULL AND finished_at IS NOT NULL;
+        WHEN 'scheduled' THEN
+            RETURN owner IS NULL AND finished_at IS NULL;
+        ELSE
+            RETURN false;
+    END CASE;
 END
 $$;
 
@@ -416,58 +339,158 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT ended_state text, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_exclusive text[], OUT task_shared text[], OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
+CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
+#variable_conflict use_column
 DECLARE
+    freed text[];
     look_further boolean;
-    held_up boolean := false;
+    deep boolean;
+    has_unparked boolean;
+    candidate record;
+    reserved_exclusive text[];
+    reserved_shared text[];
+    blocked boolean;
+    locked boolean;
+    n_passed integer;
+    n_parked integer := 0;
+    -- Shutdown and the end of a task never wait longer than this for a look.
+    deadline timestamptz;
 BEGIN
-    more := false;
-    inconclusive := false;
-    unfinished := false;
-    bell_hung := false;
     IF take_bell_down THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
     END IF;
     IF ended_task IS NOT NULL THEN
         -- As in dispatch: whoever hangs a bell before this commits looks again.
-        PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-        ended_state := millhand.finish_task(
+        locked := pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+        freed := millhand.finish_task(
             worker_id, ended_task, outcome, task_result, task_error, task_log);
-        IF ended_state IS NULL THEN
+        IF freed IS NULL THEN
+            owned := false;
             RETURN;
         END IF;
-    ELSIF wanted THEN
-        held_up := NOT millhand.unpark_behind('{}', '{}');
     END IF;
     IF NOT wanted THEN
         -- This worker leaves: what its task kept waiting is for others.
+        PERFORM millhand.unpark_behind(freed);
         PERFORM millhand.ring();
         RETURN;
     END IF;
     look_further := idle_siblings OR millhand.bell_hangs();
-    SELECT * INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
-                  task_attempt, more, inconclusive, unfinished
-      FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, false);
-    inconclusive := inconclusive OR held_up;
-    IF task_id IS NULL AND hang_bell THEN
-        PERFORM pg_advisory_lock_shared(millhand.bell_lock());
-        bell_hung := true;
-        inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
-        IF NOT inconclusive THEN
-            PERFORM pg_advisory_unlock(millhand.dispatching_lock());
+    <<looks>>
+    LOOP
+        n_passed := 0;
+        reserved_exclusive := '{}';
+        reserved_shared := '{}';
+        <<look>>
+        FOR candidate IN
+            SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
+                   CASE WHEN EXISTS (SELECT FROM millhand.parked)
+                        THEN millhand.is_behind_parked(t.position, t.exclusive, t.shared)
+                        END AS behind_parked
+              FROM millhand.task t
+             WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+               AND t.position >= low
+             ORDER BY t.position
+        LOOP
+            EXIT WHEN candidate.behind_parked IS NOT NULL AND has_unparked IS NULL;
+            IF candidate.state = 'waiting' THEN
+                blocked := candidate.exclusive && reserved_exclusive
+                           OR candidate.exclusive && reserved_shared
+                           OR candidate.shared && reserved_exclusive
+                           OR candidate.behind_parked IS TRUE;
+                IF NOT blocked THEN
+                    IF task_id IS NOT NULL THEN
+                        more := true;
+                        EXIT looks;
+                    ELSIF candidate.name <> ALL (handlers) THEN
+                        -- Others may have a handler; it keeps its place.
+                        more := look_further;
+                    ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
+                        -- By its place in the table, which costs no index.
+                        -- Nobody waits here for a row that somebody else keeps
+                        -- locked, such as a cancel in a transaction that stays
+                        -- open.
+                        UPDATE millhand.task t
+                           SET state = 'running', owner = worker_id, worker = worker_name,
+                               fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
+                               started_at = clock_timestamp()
+                         WHERE t.ctid = (SELECT w.ctid FROM millhand.task w
+                                          WHERE w.ctid = candidate.place AND w.state = 'waiting'
+                                            FOR NO KEY UPDATE SKIP LOCKED)
+                        RETURNING t.id, t.name, t.args, t.fence, t.attempt
+                             INTO task_id, task_name, task_args, task_fence, task_attempt;
+                        IF NOT FOUND THEN
+                            PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
+                            inconclusive := true;
+                        ELSIF NOT look_further OR more THEN
+                            EXIT looks;
+                        END IF;
+                    ELSE
+                        -- Who holds them starts it now, or has just ended what was
+                        -- in its way and lets go a moment after that can be seen.
+                        inconclusive := true;
+                    END IF;
+                END IF;
+                n_passed := n_passed + 1;
+                IF n_passed > 20 THEN
+                    IF blocked AND deep AND task_id IS NULL
+                       AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
+                                         candidate.shared, low)
+                    THEN
+                        n_parked := n_parked + 1;
+                    END IF;
+                    IF n_parked = 100 OR n_passed = 200 AND deep IS NULL THEN
+                        unfinished := true;
+                        more := look_further;
+                        EXIT look;
+                    ELSIF n_passed % 100 = 0 THEN
+                        IF clock_timestamp() > deadline THEN
+                            inconclusive := true;
+                            EXIT look;
+                        END IF;
+                        deadline := coalesce(deadline, clock_timestamp() + interval '250 milliseconds');
+                    END IF;
+                    CONTINUE WHEN candidate.exclusive <@ reserved_exclusive
+                              AND candidate.shared <@ reserved_shared;
+                END IF;
+            END IF;
+            reserved_exclusive := reserved_exclusive || candidate.exclusive;
+            IF candidate.shared <> '{}' THEN
+                reserved_shared := reserved_shared || candidate.shared;
+            END IF;
+        END LOOP;
+        IF has_unparked IS NULL AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
+            -- Seldom: something may be parked, and come back.
+            has_unparked := millhand.unpark_behind(freed);
+            IF NOT has_unparked THEN
+                inconclusive := true;
+                IF freed IS NOT NULL THEN
+                    -- Whoever waits to be woken tries again until it succeeds.
+                    PERFORM millhand.ring();
+                END IF;
+            END IF;
+            CONTINUE looks WHEN has_unparked IS NOT NULL;
+            has_unparked := true;
         END IF;
-        inconclusive := inconclusive OR NOT millhand.unpark_behind('{}', '{}');
-        SELECT c.task_id, c.task_name, c.task_args, c.task_exclusive, c.task_shared, c.task_fence,
-               c.task_attempt, c.more, c.inconclusive OR next_task.inconclusive, c.unfinished
-          INTO task_id, task_name, task_args, task_exclusive, task_shared, task_fence,
-               task_attempt, more, inconclusive, unfinished
-          FROM millhand.claim_task(worker_id, worker_name, handlers, low, look_further, true) AS c;
-        IF task_id IS NOT NULL THEN
-            PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
-            bell_hung := false;
+        IF task_id IS NULL AND hang_bell AND deep IS NULL THEN
+            PERFORM pg_advisory_lock_shared(millhand.bell_lock());
+            bell_hung := true;
+            inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
+            IF NOT inconclusive THEN
+                PERFORM pg_advisory_unlock(millhand.dispatching_lock());
+            END IF;
+            deep := true;
+            has_unparked := NULL;
+            unfinished := NULL;
+        ELSE
+            EXIT looks;
         END IF;
+    END LOOP;
+    IF bell_hung AND task_id IS NOT NULL THEN
+        PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
+        bell_hung := false;
     END IF;
     -- Ringing needs a cause of its own, a start or an end; otherwise idle
     -- processes could wake each other for ever over work that none can do.
@@ -477,12 +500,12 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.note_freed(ended_exclusive text[], ended_shared text[], was_parked boolean) RETURNS void
+CREATE FUNCTION millhand.note_freed(lines text[], was_parked boolean) RETURNS void
     LANGUAGE sql
     AS $_$
     INSERT INTO millhand.freed (resource)
-    SELECT r FROM unnest($1 || $2) AS r
-     WHERE ($3 OR current_setting('transaction_isolation') <> 'read committed'
+    SELECT r FROM unnest($1) AS r
+     WHERE ($2 OR current_setting('transaction_isolation') <> 'read committed'
             OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource = r))
        -- Once a transaction is enough: a thousand cancels, one note.
        AND NOT EXISTS (SELECT FROM millhand.freed f
@@ -680,7 +703,7 @@ BEGIN
          WHERE owner = worker_id AND state IN ('running', 'canceling')
         RETURNING exclusive, shared
     LOOP
-        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+        PERFORM millhand.unpark_behind(ended.exclusive || ended.shared);
         n_settled := n_settled + 1;
     END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
@@ -771,11 +794,11 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[]) RETURNS boolean
+CREATE FUNCTION millhand.unpark_behind(freed text[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    lines text[] := ended_exclusive || ended_shared;
+    lines text[] := coalesce(freed, '{}');
     line text;
     head record;
     next_ids bigint[] := '{}';
@@ -785,10 +808,10 @@ DECLARE
 BEGIN
     -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
-        RETURN true;
+        RETURN NULL;
     END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM millhand.note_freed(ended_exclusive, ended_shared, true);
+        PERFORM millhand.note_freed(lines, true);
         RETURN false;
     END IF;
     IF EXISTS (SELECT FROM millhand.freed) THEN

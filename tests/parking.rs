@@ -290,7 +290,7 @@ fn look_until_all_have_ended(database: &Database, number: usize, left: &AtomicUs
         .get(0);
     let look = connection
         .prepare(
-            "SELECT task_id, bell_hung
+            "SELECT task_id, coalesce(bell_hung, false)
                FROM millhand.next_task($1, $2, '{t}', 0, $3, 'completed', NULL, NULL, NULL,
                                        true, true, $4, true)",
         )

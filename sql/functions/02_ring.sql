@@ -3,12 +3,9 @@
 -- that nobody does. Two who try at the same instant see each other and get a
 -- wrong yes, which is harmless.
 CREATE OR REPLACE FUNCTION millhand.bell_hangs() RETURNS boolean
-LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN NOT (pg_try_advisory_lock(millhand.bell_lock())
-                AND pg_advisory_unlock(millhand.bell_lock()));
-END
-$$;
+LANGUAGE sql VOLATILE AS
+'SELECT NOT (pg_try_advisory_lock(millhand.bell_lock())
+             AND pg_advisory_unlock(millhand.bell_lock()))';
 
 -- Wakes the idle workers that wait for it, at the caller's commit. A NOTIFY
 -- makes commits queue for one server-wide lock (it more than halves the rate

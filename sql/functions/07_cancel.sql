@@ -22,7 +22,7 @@ BEGIN
         IF FOUND THEN
             -- Tasks behind it may be free now.
             DELETE FROM millhand.parked WHERE position = ended.position;
-            PERFORM millhand.note_freed(ended.exclusive, ended.shared, FOUND);
+            PERFORM millhand.note_freed(ended.exclusive || ended.shared, FOUND);
             PERFORM millhand.ring();
             RETURN 'canceled';
         END IF;

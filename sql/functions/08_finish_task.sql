@@ -1,5 +1,5 @@
--- Ends a task that this worker owns and returns its final state; null if the
--- worker does not own it any more (nothing is written then).
+-- Ends a task that this worker owns and returns the names of its resources;
+-- null if the worker does not own it any more (nothing is written then).
 -- Whoever has an owner is running or canceling, by the table's CHECK. The
 -- condition on the owner is written so that no index but the primary key can
 -- serve it: the others are thick with remains of what this worker ran before.
@@ -7,7 +7,7 @@
 -- ended.
 CREATE OR REPLACE FUNCTION millhand.finish_task(
     worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text
-) RETURNS text
+) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
     ended record;
@@ -20,29 +20,25 @@ BEGIN
            error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
            log = task_log, owner = NULL, finished_at = clock_timestamp()
      WHERE id = task_id AND owner IS NOT DISTINCT FROM worker_id
-    RETURNING state, exclusive, shared INTO ended;
+    RETURNING exclusive, shared INTO ended;
     IF NOT FOUND THEN
         RETURN NULL;
-    END IF;
-    IF NOT millhand.unpark_behind(ended.exclusive, ended.shared) THEN
-        -- Whoever waits to be woken tries again until it succeeds.
-        PERFORM millhand.ring();
     END IF;
     -- Locks must outlive the commit of the final state, and not by a moment
     -- more. The session holds them; asking again for the transaction is free,
     -- and lets the session let go: Postgres then releases them right after
     -- the commit has become visible.
     -- (An assignment costs a third of a PERFORM, and this is on every turn.)
-    held := pg_try_advisory_xact_lock(millhand.task_lock(task_id));
-    held := pg_advisory_unlock(millhand.task_lock(task_id));
+    held := pg_try_advisory_xact_lock(millhand.task_lock(task_id))
+            AND pg_advisory_unlock(millhand.task_lock(task_id));
     FOREACH resource IN ARRAY ended.exclusive LOOP
-        held := pg_try_advisory_xact_lock(millhand.resource_lock(resource));
-        held := pg_advisory_unlock(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock(millhand.resource_lock(resource))
+                AND pg_advisory_unlock(millhand.resource_lock(resource));
     END LOOP;
     FOREACH resource IN ARRAY ended.shared LOOP
-        held := pg_try_advisory_xact_lock_shared(millhand.resource_lock(resource));
-        held := pg_advisory_unlock_shared(millhand.resource_lock(resource));
+        held := pg_try_advisory_xact_lock_shared(millhand.resource_lock(resource))
+                AND pg_advisory_unlock_shared(millhand.resource_lock(resource));
     END LOOP;
-    RETURN ended.state;
+    RETURN ended.exclusive || ended.shared;
 END
 $$;

@@ -71,13 +71,11 @@ $$;
 -- for the new blocker of others that cannot be seen from here, and a snapshot
 -- of the whole transaction shows nothing of late: both note their lines
 -- whatever can be seen in them.
-CREATE OR REPLACE FUNCTION millhand.note_freed(
-    ended_exclusive text[], ended_shared text[], was_parked boolean
-) RETURNS void
+CREATE OR REPLACE FUNCTION millhand.note_freed(lines text[], was_parked boolean) RETURNS void
 LANGUAGE sql VOLATILE AS $$
     INSERT INTO millhand.freed (resource)
-    SELECT r FROM unnest($1 || $2) AS r
-     WHERE ($3 OR current_setting('transaction_isolation') <> 'read committed'
+    SELECT r FROM unnest($1) AS r
+     WHERE ($2 OR current_setting('transaction_isolation') <> 'read committed'
             OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource = r))
        -- Once a transaction is enough: a thousand cancels, one note.
        AND NOT EXISTS (SELECT FROM millhand.freed f
@@ -87,13 +85,12 @@ $$;
 -- Brings back the parked tasks that are next in the lines of these resources,
 -- and of those noted in freed: one that needs it exclusively, or all that share
 -- it before such a one. False if somebody kept one of them locked; it is noted
--- then. Call it in a statement of its own, after that which ended a task with
--- these needs.
-CREATE OR REPLACE FUNCTION millhand.unpark_behind(ended_exclusive text[], ended_shared text[])
-RETURNS boolean
+-- then. Null if nothing is parked. Call it in a statement of its own, after that
+-- which ended a task with these needs.
+CREATE OR REPLACE FUNCTION millhand.unpark_behind(freed text[]) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    lines text[] := ended_exclusive || ended_shared;
+    lines text[] := coalesce(freed, '{}');
     line text;
     head record;
     next_ids bigint[] := '{}';
@@ -103,10 +100,10 @@ DECLARE
 BEGIN
     -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
-        RETURN true;
+        RETURN NULL;
     END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM millhand.note_freed(ended_exclusive, ended_shared, true);
+        PERFORM millhand.note_freed(lines, true);
         RETURN false;
     END IF;
     IF EXISTS (SELECT FROM millhand.freed) THEN
@@ -147,5 +144,20 @@ BEGIN
     SELECT DISTINCT missed.line FROM unnest(next_lines, next_ids) AS missed (line, id)
      WHERE missed.id <> ALL (locked_ids);
     RETURN NOT FOUND;
+END
+$$;
+
+-- Whether a parked task before this position stands in the way of these needs,
+-- in the snapshot of the query that asks (hence STABLE).
+CREATE OR REPLACE FUNCTION millhand.is_behind_parked(
+    task_position bigint, needed_exclusive text[], needed_shared text[]
+) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM millhand.parked p
+                    WHERE p.resource = ANY (needed_exclusive) AND p.position < task_position)
+           OR EXISTS (SELECT FROM millhand.parked p
+                       WHERE p.exclusive AND p.resource = ANY (needed_shared)
+                         AND p.position < task_position);
 END
 $$;

@@ -29,25 +29,29 @@ COMMENT ON COLUMN millhand.worker.process IS
     'Drawn at each start of a worker process; the workers of one process share it.';
 
 -- What the columns of a task say together. One function instead of a CHECK for
--- each rule: Postgres parses the stored text of every CHECK at every statement,
--- and six of them cost a fifth of a task's whole life.
+-- each rule, and a statement for each state: Postgres parses the stored text of
+-- every CHECK at every statement, and makes each expression ready that is met.
+-- Six CHECKs cost a fifth of a task's whole life.
 CREATE FUNCTION millhand.is_consistent(
     state text, task_position bigint, owner bigint, started_at timestamptz, finished_at timestamptz
 ) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-    RETURN CASE state
-        WHEN 'scheduled' THEN owner IS NULL AND finished_at IS NULL
-        WHEN 'waiting' THEN task_position IS NOT NULL AND owner IS NULL AND finished_at IS NULL
-        WHEN 'running' THEN task_position IS NOT NULL AND owner IS NOT NULL
-                            AND started_at IS NOT NULL AND finished_at IS NULL
-        WHEN 'canceling' THEN task_position IS NOT NULL AND owner IS NOT NULL
-                              AND started_at IS NOT NULL AND finished_at IS NULL
-        WHEN 'completed' THEN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL
-        WHEN 'failed' THEN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL
-        WHEN 'canceled' THEN owner IS NULL AND finished_at IS NOT NULL
-        ELSE false
-    END;
+    CASE state
+        WHEN 'waiting' THEN
+            RETURN task_position IS NOT NULL AND owner IS NULL AND finished_at IS NULL;
+        WHEN 'running', 'canceling' THEN
+            RETURN task_position IS NOT NULL AND owner IS NOT NULL AND started_at IS NOT NULL
+                   AND finished_at IS NULL;
+        WHEN 'completed', 'failed' THEN
+            RETURN owner IS NULL AND started_at IS NOT NULL AND finished_at IS NOT NULL;
+        WHEN 'canceled' THEN
+            RETURN owner IS NULL AND finished_at IS NOT NULL;
+        WHEN 'scheduled' THEN
+            RETURN owner IS NULL AND finished_at IS NULL;
+        ELSE
+            RETURN false;
+    END CASE;
 END
 $$;
 

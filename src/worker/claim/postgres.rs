@@ -111,6 +111,7 @@ impl Claims for PostgresClaims {
                 };
                 Error::postgres(&doing, error)
             })?;
+        let flag = |name| row.get::<_, Option<bool>>(name).unwrap_or(false);
         let task = row.get::<_, Option<i64>>("task_id").map(|id| Claimed {
             id: TaskId(id),
             name: row.get("task_name"),
@@ -119,12 +120,12 @@ impl Claims for PostgresClaims {
             attempt: row.get("task_attempt"),
         });
         Ok(Turn {
-            owned: ended.is_none() || row.get::<_, Option<&str>>("ended_state").is_some(),
+            owned: row.get::<_, Option<bool>>("owned") != Some(false),
             task,
-            more: row.get("more"),
-            inconclusive: row.get("inconclusive"),
-            unfinished: row.get("unfinished"),
-            bell_hung: row.get("bell_hung"),
+            more: flag("more"),
+            inconclusive: flag("inconclusive"),
+            unfinished: flag("unfinished"),
+            bell_hung: flag("bell_hung"),
         })
     }
 

@@ -45,7 +45,7 @@ BEGIN
          WHERE owner = worker_id AND state IN ('running', 'canceling')
         RETURNING exclusive, shared
     LOOP
-        PERFORM millhand.unpark_behind(ended.exclusive, ended.shared);
+        PERFORM millhand.unpark_behind(ended.exclusive || ended.shared);
         n_settled := n_settled + 1;
     END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;

@@ -1,0 +1,205 @@
+-- One turn of a worker, in one round trip and one transaction: ends the task
+-- that it ran, if `ended_task` is given, and starts the next one, if `wanted`.
+-- `owned` is false, and nothing was done, if that task was not the worker's any
+-- more. Where a flag is null, read false.
+--
+-- The look. Why no task can start before an earlier one that conflicts with it:
+-- one query reads the incomplete tasks in order in one snapshot, and every one
+-- of them, whatever its state, reserves all its resources for the rest of the
+-- look, those that are parked through the table parked. Positions of
+-- conflicting tasks follow commit order (dispatch), so a snapshot that shows a
+-- task shows all earlier tasks that conflict with it; those that it shows as
+-- final stay final. What held in the snapshot therefore holds at the UPDATE
+-- too, which only has to make sure that the task is still waiting. The locks
+-- play no part in that: they keep workers from trying in vain, and tell others
+-- at once when a worker has died.
+--
+-- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
+-- which costs little, and a `deep` one to the end. Of what is beyond the page
+-- it parks 100 that wait behind others, so that no later look meets them.
+-- `low` is a position below which nothing is incomplete (poll).
+--
+-- The bell. One idle worker of each process holds bell_lock in shared mode, so
+-- that who dispatches can see that somebody must be woken (ring). The worker
+-- hangs the bell first (`hang_bell`) and looks once more afterwards, deep. A
+-- dispatch that saw no bell and has not committed yet would then go unnoticed,
+-- but it holds dispatching_lock until its end, so an exclusive try for that
+-- tells of it, and the look was `inconclusive`.
+--
+-- `idle_siblings`: the worker's process has other workers to wake, and `more`
+-- says that yet another waiting task looked free, whoever has a handler for it.
+-- If it has none, more work is told to other processes from here.
+-- `inconclusive`: a task that looked free was in somebody's hands for the
+-- moment; look again soon. `unfinished`: the look ended before the queue did;
+-- look on at once.
+--
+-- Every expression is made ready anew in every transaction, and every statement
+-- costs as much as ten of them, so there are few; what is seldom needed is in
+-- functions of its own.
+CREATE OR REPLACE FUNCTION millhand.next_task(
+    worker_id bigint, worker_name text, handlers text[], low bigint,
+    ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text,
+    wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean,
+    OUT owned boolean,
+    OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint,
+    OUT task_attempt integer,
+    OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    freed text[];
+    look_further boolean;
+    deep boolean;
+    has_unparked boolean;
+    candidate record;
+    reserved_exclusive text[];
+    reserved_shared text[];
+    blocked boolean;
+    locked boolean;
+    n_passed integer;
+    n_parked integer := 0;
+    -- Shutdown and the end of a task never wait longer than this for a look.
+    deadline timestamptz;
+BEGIN
+    IF take_bell_down THEN
+        PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
+    END IF;
+    IF ended_task IS NOT NULL THEN
+        -- As in dispatch: whoever hangs a bell before this commits looks again.
+        locked := pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+        freed := millhand.finish_task(
+            worker_id, ended_task, outcome, task_result, task_error, task_log);
+        IF freed IS NULL THEN
+            owned := false;
+            RETURN;
+        END IF;
+    END IF;
+    IF NOT wanted THEN
+        -- This worker leaves: what its task kept waiting is for others.
+        PERFORM millhand.unpark_behind(freed);
+        PERFORM millhand.ring();
+        RETURN;
+    END IF;
+    look_further := idle_siblings OR millhand.bell_hangs();
+    <<looks>>
+    LOOP
+        n_passed := 0;
+        reserved_exclusive := '{}';
+        reserved_shared := '{}';
+        <<look>>
+        FOR candidate IN
+            SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
+                   CASE WHEN EXISTS (SELECT FROM millhand.parked)
+                        THEN millhand.is_behind_parked(t.position, t.exclusive, t.shared)
+                        END AS behind_parked
+              FROM millhand.task t
+             WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+               AND t.position >= low
+             ORDER BY t.position
+        LOOP
+            EXIT WHEN candidate.behind_parked IS NOT NULL AND has_unparked IS NULL;
+            IF candidate.state = 'waiting' THEN
+                blocked := candidate.exclusive && reserved_exclusive
+                           OR candidate.exclusive && reserved_shared
+                           OR candidate.shared && reserved_exclusive
+                           OR candidate.behind_parked IS TRUE;
+                IF NOT blocked THEN
+                    IF task_id IS NOT NULL THEN
+                        more := true;
+                        EXIT looks;
+                    ELSIF candidate.name <> ALL (handlers) THEN
+                        -- Others may have a handler; it keeps its place.
+                        more := look_further;
+                    ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
+                        -- By its place in the table, which costs no index.
+                        -- Nobody waits here for a row that somebody else keeps
+                        -- locked, such as a cancel in a transaction that stays
+                        -- open.
+                        UPDATE millhand.task t
+                           SET state = 'running', owner = worker_id, worker = worker_name,
+                               fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
+                               started_at = clock_timestamp()
+                         WHERE t.ctid = (SELECT w.ctid FROM millhand.task w
+                                          WHERE w.ctid = candidate.place AND w.state = 'waiting'
+                                            FOR NO KEY UPDATE SKIP LOCKED)
+                        RETURNING t.id, t.name, t.args, t.fence, t.attempt
+                             INTO task_id, task_name, task_args, task_fence, task_attempt;
+                        IF NOT FOUND THEN
+                            PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
+                            inconclusive := true;
+                        ELSIF NOT look_further OR more THEN
+                            EXIT looks;
+                        END IF;
+                    ELSE
+                        -- Who holds them starts it now, or has just ended what was
+                        -- in its way and lets go a moment after that can be seen.
+                        inconclusive := true;
+                    END IF;
+                END IF;
+                n_passed := n_passed + 1;
+                IF n_passed > 20 THEN
+                    IF blocked AND deep AND task_id IS NULL
+                       AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
+                                         candidate.shared, low)
+                    THEN
+                        n_parked := n_parked + 1;
+                    END IF;
+                    IF n_parked = 100 OR n_passed = 200 AND deep IS NULL THEN
+                        unfinished := true;
+                        more := look_further;
+                        EXIT look;
+                    ELSIF n_passed % 100 = 0 THEN
+                        IF clock_timestamp() > deadline THEN
+                            inconclusive := true;
+                            EXIT look;
+                        END IF;
+                        deadline := coalesce(deadline, clock_timestamp() + interval '250 milliseconds');
+                    END IF;
+                    CONTINUE WHEN candidate.exclusive <@ reserved_exclusive
+                              AND candidate.shared <@ reserved_shared;
+                END IF;
+            END IF;
+            reserved_exclusive := reserved_exclusive || candidate.exclusive;
+            IF candidate.shared <> '{}' THEN
+                reserved_shared := reserved_shared || candidate.shared;
+            END IF;
+        END LOOP;
+        IF has_unparked IS NULL AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
+            -- Seldom: something may be parked, and come back.
+            has_unparked := millhand.unpark_behind(freed);
+            IF NOT has_unparked THEN
+                inconclusive := true;
+                IF freed IS NOT NULL THEN
+                    -- Whoever waits to be woken tries again until it succeeds.
+                    PERFORM millhand.ring();
+                END IF;
+            END IF;
+            CONTINUE looks WHEN has_unparked IS NOT NULL;
+            has_unparked := true;
+        END IF;
+        IF task_id IS NULL AND hang_bell AND deep IS NULL THEN
+            PERFORM pg_advisory_lock_shared(millhand.bell_lock());
+            bell_hung := true;
+            inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
+            IF NOT inconclusive THEN
+                PERFORM pg_advisory_unlock(millhand.dispatching_lock());
+            END IF;
+            deep := true;
+            has_unparked := NULL;
+            unfinished := NULL;
+        ELSE
+            EXIT looks;
+        END IF;
+    END LOOP;
+    IF bell_hung AND task_id IS NOT NULL THEN
+        PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
+        bell_hung := false;
+    END IF;
+    -- Ringing needs a cause of its own, a start or an end; otherwise idle
+    -- processes could wake each other for ever over work that none can do.
+    IF more AND NOT idle_siblings AND (task_id IS NOT NULL OR ended_task IS NOT NULL) THEN
+        PERFORM millhand.ring();
+    END IF;
+END
+$$;
