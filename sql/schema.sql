@@ -15,6 +15,30 @@ CREATE FUNCTION millhand.bell_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT hashint8extended(1, 7305)$$;
 
+CREATE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    called record;
+BEGIN
+    -- 8 of each, because others may be about to bring the first ones back.
+    SELECT t.id, t.position INTO called
+      FROM unnest(handlers) AS handler
+     CROSS JOIN LATERAL (SELECT p.task_id, p.position FROM millhand.parked p
+                          WHERE p.handler = handler ORDER BY p.position LIMIT 8) AS first
+      JOIN millhand.task t ON t.id = first.task_id
+     WHERE t.parked IS TRUE
+     ORDER BY first.position LIMIT 1
+       FOR NO KEY UPDATE OF t SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE millhand.task SET parked = false WHERE id = called.id;
+    DELETE FROM millhand.parked WHERE position = called.position;
+    RETURN true;
+END
+$$;
+
 CREATE FUNCTION millhand.cancel(id bigint) RETURNS text
     LANGUAGE plpgsql
     AS $$
@@ -238,18 +262,6 @@ CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
        AND pg_advisory_unlock(millhand.worker_lock(w.id))
 $_$;
 
-CREATE FUNCTION millhand.is_behind_parked(task_position bigint, needed_exclusive text[], needed_shared text[]) RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM millhand.parked p
-                    WHERE p.resource = ANY (needed_exclusive) AND p.position < task_position)
-           OR EXISTS (SELECT FROM millhand.parked p
-                       WHERE p.exclusive AND p.resource = ANY (needed_shared)
-                         AND p.position < task_position);
-END
-$$;
-
 CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -354,9 +366,8 @@ DECLARE
     blocked boolean;
     locked boolean;
     n_passed integer;
-    n_parked integer := 0;
-    -- Shutdown and the end of a task never wait longer than this for a look.
-    deadline timestamptz;
+    behind bigint[];
+    for_others bigint[];
 BEGIN
     IF take_bell_down THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
@@ -387,7 +398,12 @@ BEGIN
         FOR candidate IN
             SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
                    CASE WHEN EXISTS (SELECT FROM millhand.parked)
-                        THEN millhand.is_behind_parked(t.position, t.exclusive, t.shared)
+                        THEN EXISTS (SELECT FROM millhand.parked p
+                                      WHERE p.resource = ANY (t.exclusive)
+                                        AND p.position < t.position)
+                             OR EXISTS (SELECT FROM millhand.parked p
+                                         WHERE p.exclusive AND p.resource = ANY (t.shared)
+                                           AND p.position < t.position)
                         END AS behind_parked
               FROM millhand.task t
              WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
@@ -407,6 +423,9 @@ BEGIN
                     ELSIF candidate.name <> ALL (handlers) THEN
                         -- Others may have a handler; it keeps its place.
                         more := look_further;
+                        IF deep AND n_passed >= 20 THEN
+                            for_others := for_others || candidate.id;
+                        END IF;
                     ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
                         -- By its place in the table, which costs no index.
                         -- Nobody waits here for a row that somebody else keeps
@@ -435,22 +454,13 @@ BEGIN
                 END IF;
                 n_passed := n_passed + 1;
                 IF n_passed > 20 THEN
-                    IF blocked AND deep AND task_id IS NULL
-                       AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
-                                         candidate.shared, low)
-                    THEN
-                        n_parked := n_parked + 1;
+                    IF deep AND blocked THEN
+                        behind := behind || candidate.id;
                     END IF;
-                    IF n_parked = 100 OR n_passed = 200 AND deep IS NULL THEN
+                    IF n_passed = 200 AND deep IS NULL OR n_passed = 1000 THEN
                         unfinished := true;
                         more := look_further;
                         EXIT look;
-                    ELSIF n_passed % 100 = 0 THEN
-                        IF clock_timestamp() > deadline THEN
-                            inconclusive := true;
-                            EXIT look;
-                        END IF;
-                        deadline := coalesce(deadline, clock_timestamp() + interval '250 milliseconds');
                     END IF;
                     CONTINUE WHEN candidate.exclusive <@ reserved_exclusive
                               AND candidate.shared <@ reserved_shared;
@@ -471,10 +481,21 @@ BEGIN
                     PERFORM millhand.ring();
                 END IF;
             END IF;
-            CONTINUE looks WHEN has_unparked IS NOT NULL;
+            IF has_unparked IS NOT NULL THEN
+                more := millhand.call_back(handlers) AND look_further;
+                CONTINUE looks;
+            END IF;
             has_unparked := true;
         END IF;
-        IF task_id IS NULL AND hang_bell AND deep IS NULL THEN
+        IF task_id IS NULL AND deep AND n_passed > 100 THEN
+            -- Parked tasks that nobody could lock for the moment would be met
+            -- again at once.
+            locked := millhand.park(behind, low);
+            IF NOT (millhand.park_for_others(for_others) OR locked) THEN
+                unfinished := false;
+                inconclusive := true;
+            END IF;
+        ELSIF task_id IS NULL AND hang_bell AND deep IS NULL THEN
             PERFORM pg_advisory_lock_shared(millhand.bell_lock());
             bell_hung := true;
             inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
@@ -484,9 +505,9 @@ BEGIN
             deep := true;
             has_unparked := NULL;
             unfinished := NULL;
-        ELSE
-            EXIT looks;
+            CONTINUE looks;
         END IF;
+        EXIT;
     END LOOP;
     IF bell_hung AND task_id IS NOT NULL THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
@@ -512,45 +533,76 @@ CREATE FUNCTION millhand.note_freed(lines text[], was_parked boolean) RETURNS vo
                         WHERE f.resource = r AND f.xmin = pg_current_xact_id()::xid)
 $_$;
 
-CREATE FUNCTION millhand.park(candidate bigint, candidate_position bigint, needed_exclusive text[], needed_shared text[], low bigint) RETURNS boolean
+CREATE FUNCTION millhand.park(candidates bigint[], low bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    ids bigint[];
+    blockers bigint[];
+    locked bigint[];
+BEGIN
+    -- The first in line that is in the way of each, by its position.
+    WITH need AS MATERIALIZED (
+        SELECT t.id, t.position, n.resource, n.exclusive
+          FROM millhand.task t
+         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
+                              UNION ALL
+                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         WHERE t.id = ANY (candidates)
+    ), ahead AS (
+        SELECT n.resource, n.exclusive, t.position
+          FROM millhand.task t
+         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
+                              UNION ALL
+                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+           AND t.position >= low AND t.position < (SELECT max(position) FROM need)
+         UNION ALL
+        SELECT line.resource, first.exclusive, first.position
+          FROM (SELECT DISTINCT resource FROM need) AS line
+         CROSS JOIN LATERAL ((SELECT p.exclusive, p.position FROM millhand.parked p
+                               WHERE p.resource = line.resource ORDER BY p.position LIMIT 1)
+                              UNION ALL
+                             (SELECT p.exclusive, p.position FROM millhand.parked p
+                               WHERE p.resource = line.resource AND p.exclusive
+                               ORDER BY p.position LIMIT 1)) AS first
+    ), line AS (
+        SELECT resource, min(position) AS first,
+               min(position) FILTER (WHERE exclusive) AS first_exclusive
+          FROM ahead GROUP BY resource
+    ), blocked AS (
+        SELECT need.id, min(CASE WHEN need.exclusive THEN line.first
+                                 ELSE line.first_exclusive END) AS blocker
+          FROM need JOIN line USING (resource)
+         WHERE need.position > CASE WHEN need.exclusive THEN line.first
+                                    ELSE line.first_exclusive END
+         GROUP BY need.id
+    )
+    SELECT array_agg(id), array_agg(blocker) INTO ids, blockers FROM blocked;
+    locked := ARRAY(
+        SELECT t.position FROM millhand.task t
+         WHERE t.id IN (SELECT w.id FROM millhand.task w
+                         WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
+                           AND w.position = ANY (blockers)
+                         UNION
+                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (blockers))
+           AND t.state <> ALL ('{completed,failed,canceled}')
+           FOR SHARE SKIP LOCKED);
+    RETURN millhand.set_parked(
+        ARRAY(SELECT b.id FROM unnest(ids, blockers) AS b (id, blocker)
+               WHERE b.blocker = ANY (locked)), false);
+END
+$$;
+
+CREATE FUNCTION millhand.park_for_others(candidates bigint[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    -- The blocker. Nothing here waits for a lock: who ends a task may wait for
-    -- this.
-    PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
-      WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
-        AND t.state <> ALL ('{completed,failed,canceled}')
-      LIMIT 1 FOR SHARE OF t SKIP LOCKED;
-    IF NOT FOUND AND needed_shared <> '{}' THEN
-        PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
-          WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
-            AND t.state <> ALL ('{completed,failed,canceled}')
-          LIMIT 1 FOR SHARE OF t SKIP LOCKED;
-    END IF;
-    IF NOT FOUND THEN
-        PERFORM FROM millhand.task t
-          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-            AND t.position >= low AND t.position < candidate_position
-            AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
-                 OR t.shared && needed_exclusive)
-          LIMIT 1 FOR SHARE SKIP LOCKED;
-    END IF;
-    IF NOT FOUND THEN
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    IF NOT millhand.set_parked(candidates, true) THEN
         RETURN false;
     END IF;
-    UPDATE millhand.task SET parked = true
-     WHERE id = (SELECT t.id FROM millhand.task t
-                  WHERE t.id = candidate AND t.state <> ALL ('{running,canceling,completed,failed,canceled}')
-                    AND t.parked IS FALSE
-                    FOR NO KEY UPDATE SKIP LOCKED);
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    INSERT INTO millhand.parked (position, resource, exclusive, task_id)
-    SELECT candidate_position, r, true, candidate FROM unnest(needed_exclusive) AS r
-     UNION ALL
-    SELECT candidate_position, r, false, candidate FROM unnest(needed_shared) AS r;
+    PERFORM millhand.ring();
     RETURN true;
 END
 $$;
@@ -602,7 +654,8 @@ BEGIN
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
                           AND NOT t.parked AND t.state = 'waiting')
-               OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked);
+               OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked)
+               OR EXISTS (SELECT FROM millhand.parked WHERE handler IS NOT NULL);
 END
 $$;
 
@@ -654,6 +707,29 @@ BEGIN
     IF millhand.bell_hangs() THEN
         PERFORM pg_notify('millhand_wakeup', '');
     END IF;
+END
+$$;
+
+CREATE FUNCTION millhand.set_parked(ids bigint[], for_others boolean) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    WITH moved AS (
+        -- (The conditions are written so that only the primary key serves them.)
+        UPDATE millhand.task t SET parked = true
+         WHERE t.id IN (SELECT w.id FROM millhand.task w
+                         WHERE w.id = ANY (ids) AND w.parked IS FALSE
+                           AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
+                           FOR NO KEY UPDATE SKIP LOCKED)
+        RETURNING t.id, t.name, t.position, t.exclusive, t.shared
+    )
+    INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
+    SELECT m.position, r, true, m.id, NULL FROM moved m, unnest(m.exclusive) AS r
+     UNION ALL
+    SELECT m.position, r, false, m.id, NULL FROM moved m, unnest(m.shared) AS r
+     UNION ALL
+    SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others;
+    RETURN FOUND;
 END
 $$;
 
@@ -904,7 +980,8 @@ CREATE TABLE millhand.parked (
     "position" bigint NOT NULL,
     resource text NOT NULL,
     exclusive boolean NOT NULL,
-    task_id bigint NOT NULL
+    task_id bigint NOT NULL,
+    handler text
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
@@ -1006,6 +1083,8 @@ ALTER TABLE ONLY millhand.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
 
 CREATE INDEX parked_exclusive_line ON millhand.parked USING btree (resource, "position") WHERE exclusive;
+
+CREATE INDEX parked_handler ON millhand.parked USING btree (handler, "position") WHERE (handler IS NOT NULL);
 
 CREATE INDEX parked_line ON millhand.parked USING btree (resource, "position");
 

@@ -9,6 +9,7 @@ use postgres::Client;
 use rustix::process::Signal;
 
 use crate::support::database::Database;
+use crate::support::process::Workshop;
 use crate::support::scenario::{Scenario, with_resources};
 use crate::support::{SOON, WORKER_TYPES, oracle, wait_until};
 
@@ -44,11 +45,7 @@ fn wait_for_parked(scenario: &mut Scenario, at_least: i64) {
 #[track_caller]
 fn park(connection: &mut Client, id: TaskId) {
     let parked: bool = connection
-        .query_one(
-            "SELECT millhand.park(id, position, exclusive, shared, 0) FROM millhand.task
-              WHERE id = $1",
-            &[&id.0],
-        )
+        .query_one("SELECT millhand.park(ARRAY[$1::bigint], 0)", &[&id.0])
         .unwrap()
         .get(0);
     assert!(parked, "task {id} was not parked");
@@ -277,10 +274,16 @@ fn a_cancel_on_an_old_snapshot_brings_back_what_it_cannot_see() {
 /// A worker without a process: it looks, deep each time, and what it gets ends
 /// with its next look. Nobody wakes it and it waits for nobody, so what it
 /// misses for good, nobody finds.
-fn look_until_all_have_ended(database: &Database, number: usize, left: &AtomicUsize) {
+fn look_until_all_have_ended(
+    database: &Database,
+    number: usize,
+    handler: &str,
+    left: &AtomicUsize,
+) {
     let mut connection = database.connect();
     connection.batch_execute(include_str!("../sql/queries/worker_session.sql")).unwrap();
     let name = format!("w{number}");
+    let handlers = vec![handler];
     let worker: i64 = connection
         .query_one(
             "SELECT millhand.register_worker($1, 'postgres', $1, 'host', 1, '1 hour', NULL, NULL)",
@@ -291,14 +294,14 @@ fn look_until_all_have_ended(database: &Database, number: usize, left: &AtomicUs
     let look = connection
         .prepare(
             "SELECT task_id, coalesce(bell_hung, false)
-               FROM millhand.next_task($1, $2, '{t}', 0, $3, 'completed', NULL, NULL, NULL,
+               FROM millhand.next_task($1, $2, $5, 0, $3, 'completed', NULL, NULL, NULL,
                                        true, true, $4, true)",
         )
         .unwrap();
     let mut task: Option<i64> = None;
     let mut hung = false;
     while left.load(Ordering::Relaxed) > 0 {
-        let row = connection.query_one(&look, &[&worker, &name, &task, &hung]).unwrap();
+        let row = connection.query_one(&look, &[&worker, &name, &task, &hung, &handlers]).unwrap();
         if task.is_some() {
             one_less(left);
         }
@@ -323,6 +326,17 @@ impl Drop for NothingLeft<'_> {
 
 #[test]
 fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
+    look_end_and_cancel_at_once(5, &["t"]);
+}
+
+#[test]
+fn looks_that_park_for_others_forget_nothing() {
+    look_end_and_cancel_at_once(500, &["t", "u"]);
+}
+
+/// Tasks of these names on so many resources, several that look and end at
+/// once, each for one of the names, and some that cancel.
+fn look_end_and_cancel_at_once(n_resources: u64, names: &[&str]) {
     const TASKS: usize = 1000;
     let database = Database::new();
     let mut connection = database.connect();
@@ -336,8 +350,9 @@ fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
     };
     let tasks: Vec<NewTask> = (0..TASKS)
         .map(|_| {
-            (0..1 + below(3)).fold(NewTask::new("t"), |task, _| {
-                let name = format!("r{}", below(5));
+            let name = names[below(names.len() as u64) as usize];
+            (0..1 + below(3)).fold(NewTask::new(name), |task, _| {
+                let name = format!("r{}", below(n_resources));
                 if below(3) > 0 { task.exclusive(name) } else { task.shared(name) }
             })
         })
@@ -351,7 +366,8 @@ fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
         let _ends = NothingLeft(&left);
         for number in 0..5 {
             let (database, left) = (&database, &left);
-            scope.spawn(move || look_until_all_have_ended(database, number, left));
+            let handler = names[number % names.len()];
+            scope.spawn(move || look_until_all_have_ended(database, number, handler, left));
         }
         for ids in &drawn {
             let (database, left) = (&database, &left);
@@ -416,5 +432,39 @@ fn processes_that_park_and_end_at_once_leave_nothing_parked() {
         let worker = scenario.take_worker();
         worker.stop(Signal::TERM);
         finish(scenario);
+    });
+}
+
+/// Free tasks whose handler is elsewhere: they are out of the way of those who
+/// have none, keep their place, and come back when somebody has one.
+#[test]
+fn thousands_of_tasks_that_nobody_here_can_run_are_in_nobodys_way() {
+    const TASKS: usize = 3_000;
+    each_type(|mut scenario| {
+        let tasks: Vec<NewTask> = (0..TASKS)
+            .map(|number| NewTask::new("elsewhere").exclusive(format!("r{number}")))
+            .collect();
+        let elsewhere = client::dispatch_many(&mut scenario.connection, &tasks).unwrap();
+        scenario.dispatch("behind", &format!("+r{}", TASKS - 1));
+        scenario.dispatch("free", "q");
+        scenario.start_worker(2);
+        scenario.expect_running("free");
+        wait_for_parked(&mut scenario, TASKS as i64 - 200);
+        scenario.end("free");
+        // One that is canceled frees its resource, as it would if it waited in sight.
+        let canceled = elsewhere[TASKS - 2];
+        scenario.dispatch("freed", &format!("r{}", TASKS - 2));
+        client::cancel(&mut scenario.connection, canceled).unwrap();
+        scenario.expect_running("freed");
+        scenario.end("freed");
+        let workshop =
+            Workshop::new(&scenario.database, "[handlers.elsewhere]\ncommand = [\"true\"]\n");
+        let worker = workshop.worker(scenario.worker_type(), &["--threads", "4"]);
+        scenario.expect_running("behind");
+        scenario.end("behind");
+        scenario.database.wait_for_all_final();
+        worker.stop(Signal::TERM);
+        assert_eq!(parked(&mut scenario.connection), 0);
+        scenario.finish();
     });
 }

@@ -1,13 +1,14 @@
--- Parking: what keeps a look short however many blocked tasks wait.
+-- Parking: what keeps a look short however many tasks wait that it cannot start.
 --
--- A look passes over blocked tasks. Where many of them stand before a free one,
--- every look would pass over the same ones again. So a deep look parks them:
--- a parked task is out of the looks' index, and its needs are in the table
--- parked, where they go on reserving its resources against later tasks.
+-- A look passes over tasks that are blocked, or that its worker has no handler
+-- for. Where many of them stand before a task that it could start, every look
+-- would pass over the same ones again. So a deep look parks them: a parked task
+-- is out of the looks' index, and its needs are in the table parked, where they
+-- go on reserving its resources against later tasks.
 --
--- It comes back when something before it has ended. What keeps it from being
--- forgotten: it is parked only while some earlier conflicting task, its
--- blocker, is seen incomplete and kept so by a row lock until the parking is
+-- A blocked task comes back when something before it has ended. What keeps it
+-- from being forgotten: it is parked only while some earlier conflicting task,
+-- its blocker, is seen incomplete and kept so by a row lock until the parking is
 -- committed. Whoever ends the blocker gets the row after that and then sees
 -- the parked task, in a later statement, on a fresh snapshot. If another task
 -- stands between the two in the line of the resource, that one comes back
@@ -19,46 +20,132 @@
 -- for others, and a cancel, which may stand in a transaction that stays open,
 -- only ever notes the lines: it keeps no task but its own from coming back.
 -- Bringing back too many is harmless: a deep look parks them again.
-CREATE OR REPLACE FUNCTION millhand.park(
-    candidate bigint, candidate_position bigint, needed_exclusive text[], needed_shared text[], low bigint
-) RETURNS boolean
+--
+-- A free task that has no handler here comes back when a worker that has one
+-- looks: it waits in the line of its handler.
+
+-- Parks these tasks, of which each waits behind another; true if it could park
+-- any. Nothing here waits for a lock: who ends a task may wait for this.
+CREATE OR REPLACE FUNCTION millhand.park(candidates bigint[], low bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    ids bigint[];
+    blockers bigint[];
+    locked bigint[];
+BEGIN
+    -- The first in line that is in the way of each, by its position.
+    WITH need AS MATERIALIZED (
+        SELECT t.id, t.position, n.resource, n.exclusive
+          FROM millhand.task t
+         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
+                              UNION ALL
+                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         WHERE t.id = ANY (candidates)
+    ), ahead AS (
+        SELECT n.resource, n.exclusive, t.position
+          FROM millhand.task t
+         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
+                              UNION ALL
+                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+           AND t.position >= low AND t.position < (SELECT max(position) FROM need)
+         UNION ALL
+        SELECT line.resource, first.exclusive, first.position
+          FROM (SELECT DISTINCT resource FROM need) AS line
+         CROSS JOIN LATERAL ((SELECT p.exclusive, p.position FROM millhand.parked p
+                               WHERE p.resource = line.resource ORDER BY p.position LIMIT 1)
+                              UNION ALL
+                             (SELECT p.exclusive, p.position FROM millhand.parked p
+                               WHERE p.resource = line.resource AND p.exclusive
+                               ORDER BY p.position LIMIT 1)) AS first
+    ), line AS (
+        SELECT resource, min(position) AS first,
+               min(position) FILTER (WHERE exclusive) AS first_exclusive
+          FROM ahead GROUP BY resource
+    ), blocked AS (
+        SELECT need.id, min(CASE WHEN need.exclusive THEN line.first
+                                 ELSE line.first_exclusive END) AS blocker
+          FROM need JOIN line USING (resource)
+         WHERE need.position > CASE WHEN need.exclusive THEN line.first
+                                    ELSE line.first_exclusive END
+         GROUP BY need.id
+    )
+    SELECT array_agg(id), array_agg(blocker) INTO ids, blockers FROM blocked;
+    locked := ARRAY(
+        SELECT t.position FROM millhand.task t
+         WHERE t.id IN (SELECT w.id FROM millhand.task w
+                         WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
+                           AND w.position = ANY (blockers)
+                         UNION
+                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (blockers))
+           AND t.state <> ALL ('{completed,failed,canceled}')
+           FOR SHARE SKIP LOCKED);
+    RETURN millhand.set_parked(
+        ARRAY(SELECT b.id FROM unnest(ids, blockers) AS b (id, blocker)
+               WHERE b.blocker = ANY (locked)), false);
+END
+$$;
+
+-- Parks these tasks, which the worker that met them has no handler for; true if
+-- it could park any. Others may have a handler and have looked too early to see
+-- them there, so this is told like a dispatch.
+CREATE OR REPLACE FUNCTION millhand.park_for_others(candidates bigint[]) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    -- The blocker. Nothing here waits for a lock: who ends a task may wait for
-    -- this.
-    PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
-      WHERE p.resource = ANY (needed_exclusive) AND p.position < candidate_position
-        AND t.state <> ALL ('{completed,failed,canceled}')
-      LIMIT 1 FOR SHARE OF t SKIP LOCKED;
-    IF NOT FOUND AND needed_shared <> '{}' THEN
-        PERFORM FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
-          WHERE p.exclusive AND p.resource = ANY (needed_shared) AND p.position < candidate_position
-            AND t.state <> ALL ('{completed,failed,canceled}')
-          LIMIT 1 FOR SHARE OF t SKIP LOCKED;
-    END IF;
-    IF NOT FOUND THEN
-        PERFORM FROM millhand.task t
-          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-            AND t.position >= low AND t.position < candidate_position
-            AND (t.exclusive && needed_exclusive OR t.exclusive && needed_shared
-                 OR t.shared && needed_exclusive)
-          LIMIT 1 FOR SHARE SKIP LOCKED;
-    END IF;
-    IF NOT FOUND THEN
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    IF NOT millhand.set_parked(candidates, true) THEN
         RETURN false;
     END IF;
-    UPDATE millhand.task SET parked = true
-     WHERE id = (SELECT t.id FROM millhand.task t
-                  WHERE t.id = candidate AND t.state <> ALL ('{running,canceling,completed,failed,canceled}')
-                    AND t.parked IS FALSE
-                    FOR NO KEY UPDATE SKIP LOCKED);
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    INSERT INTO millhand.parked (position, resource, exclusive, task_id)
-    SELECT candidate_position, r, true, candidate FROM unnest(needed_exclusive) AS r
+    PERFORM millhand.ring();
+    RETURN true;
+END
+$$;
+
+-- Takes waiting tasks out of the looks' index and puts their needs into the
+-- table parked, `for_others` with their names as the handlers that they wait
+-- for. True if it could take any.
+CREATE OR REPLACE FUNCTION millhand.set_parked(ids bigint[], for_others boolean) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH moved AS (
+        -- (The conditions are written so that only the primary key serves them.)
+        UPDATE millhand.task t SET parked = true
+         WHERE t.id IN (SELECT w.id FROM millhand.task w
+                         WHERE w.id = ANY (ids) AND w.parked IS FALSE
+                           AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
+                           FOR NO KEY UPDATE SKIP LOCKED)
+        RETURNING t.id, t.name, t.position, t.exclusive, t.shared
+    )
+    INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
+    SELECT m.position, r, true, m.id, NULL FROM moved m, unnest(m.exclusive) AS r
      UNION ALL
-    SELECT candidate_position, r, false, candidate FROM unnest(needed_shared) AS r;
+    SELECT m.position, r, false, m.id, NULL FROM moved m, unnest(m.shared) AS r
+     UNION ALL
+    SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others;
+    RETURN FOUND;
+END
+$$;
+
+-- Brings back the first task, if any, that is parked for one of these handlers.
+CREATE OR REPLACE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    called record;
+BEGIN
+    -- 8 of each, because others may be about to bring the first ones back.
+    SELECT t.id, t.position INTO called
+      FROM unnest(handlers) AS handler
+     CROSS JOIN LATERAL (SELECT p.task_id, p.position FROM millhand.parked p
+                          WHERE p.handler = handler ORDER BY p.position LIMIT 8) AS first
+      JOIN millhand.task t ON t.id = first.task_id
+     WHERE t.parked IS TRUE
+     ORDER BY first.position LIMIT 1
+       FOR NO KEY UPDATE OF t SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE millhand.task SET parked = false WHERE id = called.id;
+    DELETE FROM millhand.parked WHERE position = called.position;
     RETURN true;
 END
 $$;
@@ -144,20 +231,5 @@ BEGIN
     SELECT DISTINCT missed.line FROM unnest(next_lines, next_ids) AS missed (line, id)
      WHERE missed.id <> ALL (locked_ids);
     RETURN NOT FOUND;
-END
-$$;
-
--- Whether a parked task before this position stands in the way of these needs,
--- in the snapshot of the query that asks (hence STABLE).
-CREATE OR REPLACE FUNCTION millhand.is_behind_parked(
-    task_position bigint, needed_exclusive text[], needed_shared text[]
-) RETURNS boolean
-LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM millhand.parked p
-                    WHERE p.resource = ANY (needed_exclusive) AND p.position < task_position)
-           OR EXISTS (SELECT FROM millhand.parked p
-                       WHERE p.exclusive AND p.resource = ANY (needed_shared)
-                         AND p.position < task_position);
 END
 $$;

@@ -15,8 +15,8 @@
 -- at once when a worker has died.
 --
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
--- which costs little, and a `deep` one to the end. Of what is beyond the page
--- it parks 100 that wait behind others, so that no later look meets them.
+-- which costs little, and a `deep` one to 1,000: if it has passed over many, it
+-- parks those beyond the page, and the next look, at once, goes on from there.
 -- `low` is a position below which nothing is incomplete (poll).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
@@ -58,9 +58,8 @@ DECLARE
     blocked boolean;
     locked boolean;
     n_passed integer;
-    n_parked integer := 0;
-    -- Shutdown and the end of a task never wait longer than this for a look.
-    deadline timestamptz;
+    behind bigint[];
+    for_others bigint[];
 BEGIN
     IF take_bell_down THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
@@ -91,7 +90,12 @@ BEGIN
         FOR candidate IN
             SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
                    CASE WHEN EXISTS (SELECT FROM millhand.parked)
-                        THEN millhand.is_behind_parked(t.position, t.exclusive, t.shared)
+                        THEN EXISTS (SELECT FROM millhand.parked p
+                                      WHERE p.resource = ANY (t.exclusive)
+                                        AND p.position < t.position)
+                             OR EXISTS (SELECT FROM millhand.parked p
+                                         WHERE p.exclusive AND p.resource = ANY (t.shared)
+                                           AND p.position < t.position)
                         END AS behind_parked
               FROM millhand.task t
              WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
@@ -111,6 +115,9 @@ BEGIN
                     ELSIF candidate.name <> ALL (handlers) THEN
                         -- Others may have a handler; it keeps its place.
                         more := look_further;
+                        IF deep AND n_passed >= 20 THEN
+                            for_others := for_others || candidate.id;
+                        END IF;
                     ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
                         -- By its place in the table, which costs no index.
                         -- Nobody waits here for a row that somebody else keeps
@@ -139,22 +146,13 @@ BEGIN
                 END IF;
                 n_passed := n_passed + 1;
                 IF n_passed > 20 THEN
-                    IF blocked AND deep AND task_id IS NULL
-                       AND millhand.park(candidate.id, candidate.position, candidate.exclusive,
-                                         candidate.shared, low)
-                    THEN
-                        n_parked := n_parked + 1;
+                    IF deep AND blocked THEN
+                        behind := behind || candidate.id;
                     END IF;
-                    IF n_parked = 100 OR n_passed = 200 AND deep IS NULL THEN
+                    IF n_passed = 200 AND deep IS NULL OR n_passed = 1000 THEN
                         unfinished := true;
                         more := look_further;
                         EXIT look;
-                    ELSIF n_passed % 100 = 0 THEN
-                        IF clock_timestamp() > deadline THEN
-                            inconclusive := true;
-                            EXIT look;
-                        END IF;
-                        deadline := coalesce(deadline, clock_timestamp() + interval '250 milliseconds');
                     END IF;
                     CONTINUE WHEN candidate.exclusive <@ reserved_exclusive
                               AND candidate.shared <@ reserved_shared;
@@ -175,10 +173,21 @@ BEGIN
                     PERFORM millhand.ring();
                 END IF;
             END IF;
-            CONTINUE looks WHEN has_unparked IS NOT NULL;
+            IF has_unparked IS NOT NULL THEN
+                more := millhand.call_back(handlers) AND look_further;
+                CONTINUE looks;
+            END IF;
             has_unparked := true;
         END IF;
-        IF task_id IS NULL AND hang_bell AND deep IS NULL THEN
+        IF task_id IS NULL AND deep AND n_passed > 100 THEN
+            -- Parked tasks that nobody could lock for the moment would be met
+            -- again at once.
+            locked := millhand.park(behind, low);
+            IF NOT (millhand.park_for_others(for_others) OR locked) THEN
+                unfinished := false;
+                inconclusive := true;
+            END IF;
+        ELSIF task_id IS NULL AND hang_bell AND deep IS NULL THEN
             PERFORM pg_advisory_lock_shared(millhand.bell_lock());
             bell_hung := true;
             inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
@@ -188,9 +197,9 @@ BEGIN
             deep := true;
             has_unparked := NULL;
             unfinished := NULL;
-        ELSE
-            EXIT looks;
+            CONTINUE looks;
         END IF;
+        EXIT;
     END LOOP;
     IF bell_hung AND task_id IS NOT NULL THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());

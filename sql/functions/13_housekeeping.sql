@@ -91,6 +91,7 @@ BEGIN
     waiting := EXISTS (SELECT FROM millhand.task t
                         WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
                           AND NOT t.parked AND t.state = 'waiting')
-               OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked);
+               OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked)
+               OR EXISTS (SELECT FROM millhand.parked WHERE handler IS NOT NULL);
 END
 $$;

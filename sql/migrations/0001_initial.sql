@@ -92,18 +92,21 @@ CREATE INDEX task_incomplete ON millhand.task (position)
     WHERE state IN ('waiting', 'running', 'canceling') AND NOT parked;
 
 -- What parked tasks need: they keep reserving it, and this is how later tasks
--- and those that end find them. See functions/10_park.sql.
+-- and those that end find them. One that waits for a worker with its handler
+-- has a row for that, too, with an empty resource. See functions/10_park.sql.
 CREATE TABLE millhand.parked (
     position  bigint NOT NULL,
     resource  text NOT NULL,
     exclusive boolean NOT NULL,
     task_id   bigint NOT NULL,
+    handler   text,
     PRIMARY KEY (position, resource)
 )
 WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
       autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX parked_line ON millhand.parked (resource, position);
 CREATE INDEX parked_exclusive_line ON millhand.parked (resource, position) WHERE exclusive;
+CREATE INDEX parked_handler ON millhand.parked (handler, position) WHERE handler IS NOT NULL;
 
 -- Resources whose lines have moved on while nobody could bring back who stands
 -- first there: a note for the next look.

@@ -62,6 +62,10 @@ impl Scenario {
         id
     }
 
+    pub(crate) fn worker_type(&self) -> &'static str {
+        self.worker_type
+    }
+
     pub(crate) fn id(&self, letter: &str) -> TaskId {
         self.tasks[letter]
     }
