@@ -127,11 +127,7 @@ BEGIN
     -- this is the first of all locks, before the bell is looked at: see next_task.
     locked := pg_current_xact_id() IS NOT NULL
               AND pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
-    IF name <> '' AND pg_column_size(args) <= 1048576 AND cardinality(names) <= 2
-       AND '' <> ALL (names) AND length(array_to_string(names, '')) <= 1000
-       AND (names[1] IS DISTINCT FROM names[2] OR names = '{}')
-       AND coalesce(array_lower(exclusive, 1), 1) = 1 AND coalesce(array_lower(shared, 1), 1) = 1
-    THEN
+    IF millhand.is_plain(name, args, exclusive, shared, names) THEN
         -- As lock_places.
         key_1 := millhand.place_lock(names[1]);
         key_2 := millhand.place_lock(names[2]);
@@ -182,11 +178,13 @@ BEGIN
             USING ERRCODE = 'check_violation';
     END IF;
     PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
-       FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[]);
+       FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[])
+      WHERE millhand.is_plain(t.name, coalesce(t.args, '{}'), t.exclusive, t.shared,
+                              coalesce(t.exclusive || t.shared, '{}')) IS NOT TRUE;
     PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    SELECT array_agg(DISTINCT r) FILTER (WHERE wanted.exclusive),
-           array_agg(DISTINCT r) FILTER (WHERE NOT wanted.exclusive)
+    SELECT array_agg(r) FILTER (WHERE wanted.exclusive),
+           array_agg(r) FILTER (WHERE NOT wanted.exclusive)
       INTO all_exclusive, all_shared
       FROM jsonb_to_recordset(tasks) AS t(exclusive text[], shared text[])
      CROSS JOIN LATERAL (SELECT r, true AS exclusive FROM unnest(t.exclusive) AS r
@@ -197,14 +195,21 @@ BEGIN
     RETURN QUERY
         INSERT INTO millhand.task (name, args, exclusive, shared, position)
         SELECT t.name, t.args, t.exclusive, t.shared, nextval('millhand.task_position')
-          FROM (SELECT given.name, coalesce(given.args, '{}') AS args, e.exclusive,
-                       millhand.without(coalesce(given.shared, '{}'), e.exclusive) AS shared
-                  FROM ROWS FROM (jsonb_to_recordset(tasks)
-                                  AS (name text, args jsonb, exclusive text[], shared text[]))
-                       WITH ORDINALITY AS given(name, args, exclusive, shared, number)
+          FROM (SELECT g.name, g.args,
+                       CASE WHEN p.is_plain THEN g.exclusive
+                            ELSE millhand.without(g.exclusive, '{}') END AS exclusive,
+                       CASE WHEN p.is_plain THEN g.shared
+                            ELSE millhand.without(g.shared, g.exclusive) END AS shared
+                  FROM (SELECT name, coalesce(args, '{}') AS args,
+                               coalesce(exclusive, '{}') AS exclusive,
+                               coalesce(shared, '{}') AS shared, number
+                          FROM ROWS FROM (jsonb_to_recordset(tasks)
+                                          AS (name text, args jsonb, exclusive text[], shared text[]))
+                               WITH ORDINALITY AS given(name, args, exclusive, shared, number)) AS g
                  CROSS JOIN LATERAL
-                       (SELECT millhand.without(coalesce(given.exclusive, '{}'), '{}') AS exclusive) AS e
-                 ORDER BY given.number) AS t
+                       (SELECT millhand.is_plain(g.name, g.args, g.exclusive, g.shared,
+                                                 g.exclusive || g.shared) AS is_plain) AS p
+                 ORDER BY g.number) AS t
         RETURNING id;
     PERFORM millhand.ring();
 END
@@ -284,6 +289,15 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.is_plain(name text, args jsonb, exclusive text[], shared text[], names text[]) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $_$
+    SELECT $1 <> '' AND pg_column_size($2) <= 1048576 AND cardinality($5) <= 2
+           AND '' <> ALL ($5) AND length(array_to_string($5, '')) <= 1000
+           AND ($5[1] IS DISTINCT FROM $5[2] OR $5 = '{}')
+           AND coalesce(array_lower($3, 1), 1) = 1 AND coalesce(array_lower($4, 1), 1) = 1
+$_$;
+
 CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -296,58 +310,19 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.lock_place(key bigint, exclusive boolean) RETURNS void
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    IF exclusive THEN
-        PERFORM pg_advisory_xact_lock(key);
-    ELSE
-        PERFORM pg_advisory_xact_lock_shared(key);
-    END IF;
-END
-$$;
-
 CREATE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
-DECLARE
-    n_exclusive CONSTANT integer := cardinality(exclusive);
-    n_places CONSTANT integer := n_exclusive + cardinality(shared);
-    names text[];
-    low_key bigint;
-    high_key bigint;
-    low_exclusive boolean := n_exclusive > 0;
-    high_exclusive boolean := n_exclusive > 1;
 BEGIN
-    IF n_places = 0 THEN
-        RETURN;
-    ELSIF n_places > 2 THEN
-        PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
-                     ELSE pg_advisory_xact_lock_shared(place.key) END
-           FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
-                   FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
-                           FROM unnest(lock_places.exclusive) AS name
-                          UNION ALL
-                         SELECT millhand.place_lock(name), false
-                           FROM unnest(lock_places.shared) AS name) AS needed
-                  GROUP BY needed.key ORDER BY needed.key) AS place;
-        RETURN;
-    END IF;
-    -- One or two: the usual dispatch, at a fifth of the query's cost.
-    names := exclusive || shared;
-    low_key := millhand.place_lock(names[array_lower(names, 1)]);
-    high_key := millhand.place_lock(names[array_upper(names, 1)]);
-    IF high_key < low_key THEN
-        PERFORM millhand.lock_place(high_key, high_exclusive);
-        PERFORM millhand.lock_place(low_key, low_exclusive);
-    ELSIF high_key > low_key THEN
-        PERFORM millhand.lock_place(low_key, low_exclusive);
-        PERFORM millhand.lock_place(high_key, high_exclusive);
-    ELSE
-        -- Two names in one bucket; the exclusive ones come first.
-        PERFORM millhand.lock_place(low_key, low_exclusive);
-    END IF;
+    PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
+                 ELSE pg_advisory_xact_lock_shared(place.key) END
+       FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
+               FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
+                       FROM unnest(lock_places.exclusive) AS name
+                      UNION ALL
+                     SELECT millhand.place_lock(name), false
+                       FROM unnest(lock_places.shared) AS name) AS needed
+              GROUP BY needed.key ORDER BY needed.key) AS place;
 END
 $$;
 
@@ -359,7 +334,9 @@ DECLARE
     freed text[];
     look_further boolean;
     deep boolean;
-    has_unparked boolean;
+    has_unparked boolean := false;
+    lines text[];
+    held_up boolean;
     candidate record;
     reserved_exclusive text[];
     reserved_shared text[];
@@ -410,7 +387,7 @@ BEGIN
                AND t.position >= low
              ORDER BY t.position
         LOOP
-            EXIT WHEN candidate.behind_parked IS NOT NULL AND has_unparked IS NULL;
+            EXIT WHEN candidate.behind_parked IS NOT NULL AND NOT has_unparked;
             IF candidate.state = 'waiting' THEN
                 blocked := candidate.exclusive && reserved_exclusive
                            OR candidate.exclusive && reserved_shared
@@ -443,7 +420,7 @@ BEGIN
                         IF NOT FOUND THEN
                             PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
                             inconclusive := true;
-                        ELSIF NOT look_further OR more THEN
+                        ELSIF NOT look_further OR more OR freed <@ candidate.exclusive THEN
                             EXIT looks;
                         END IF;
                     ELSE
@@ -471,21 +448,25 @@ BEGIN
                 reserved_shared := reserved_shared || candidate.shared;
             END IF;
         END LOOP;
-        IF has_unparked IS NULL AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
+        IF NOT has_unparked AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
             -- Seldom: something may be parked, and come back.
-            has_unparked := millhand.unpark_behind(freed);
-            IF NOT has_unparked THEN
+            has_unparked := true;
+            SELECT u.lines, u.held_up INTO lines, held_up
+              FROM millhand.unpark_behind(coalesce(freed, '{}')) AS u;
+            IF held_up THEN
                 inconclusive := true;
                 IF freed IS NOT NULL THEN
                     -- Whoever waits to be woken tries again until it succeeds.
                     PERFORM millhand.ring();
                 END IF;
             END IF;
-            IF has_unparked IS NOT NULL THEN
+            IF held_up IS NOT NULL THEN
+                IF freed IS NOT NULL THEN
+                    freed := lines;
+                END IF;
                 more := millhand.call_back(handlers) AND look_further;
                 CONTINUE looks;
             END IF;
-            has_unparked := true;
         END IF;
         IF task_id IS NULL AND deep AND n_passed > 100 THEN
             -- Parked tasks that nobody could lock for the moment would be met
@@ -503,7 +484,7 @@ BEGIN
                 PERFORM pg_advisory_unlock(millhand.dispatching_lock());
             END IF;
             deep := true;
-            has_unparked := NULL;
+            has_unparked := false;
             unfinished := NULL;
             CONTINUE looks;
         END IF;
@@ -870,11 +851,10 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.unpark_behind(freed text[]) RETURNS boolean
+CREATE FUNCTION millhand.unpark_behind(INOUT lines text[], OUT held_up boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    lines text[] := coalesce(freed, '{}');
     line text;
     head record;
     next_ids bigint[] := '{}';
@@ -884,11 +864,13 @@ DECLARE
 BEGIN
     -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
-        RETURN NULL;
+        RETURN;
     END IF;
+    held_up := false;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM millhand.note_freed(lines, true);
-        RETURN false;
+        held_up := true;
+        RETURN;
     END IF;
     IF EXISTS (SELECT FROM millhand.freed) THEN
         WITH noted AS (
@@ -917,7 +899,7 @@ BEGIN
         next_lines := next_lines || array_fill(line, ARRAY[cardinality(line_ids)]);
     END LOOP;
     IF next_ids = '{}' THEN
-        RETURN true;
+        RETURN;
     END IF;
     locked_ids := ARRAY(SELECT t.id FROM millhand.task t WHERE t.id = ANY (next_ids)
                            FOR NO KEY UPDATE SKIP LOCKED);
@@ -927,7 +909,7 @@ BEGIN
     INSERT INTO millhand.freed (resource)
     SELECT DISTINCT missed.line FROM unnest(next_lines, next_ids) AS missed (line, id)
      WHERE missed.id <> ALL (locked_ids);
-    RETURN NOT FOUND;
+    held_up := FOUND;
 END
 $$;
 

@@ -3,55 +3,16 @@
 -- in one transaction can; Postgres then ends one of the two.)
 CREATE OR REPLACE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE
-    n_exclusive CONSTANT integer := cardinality(exclusive);
-    n_places CONSTANT integer := n_exclusive + cardinality(shared);
-    names text[];
-    low_key bigint;
-    high_key bigint;
-    low_exclusive boolean := n_exclusive > 0;
-    high_exclusive boolean := n_exclusive > 1;
 BEGIN
-    IF n_places = 0 THEN
-        RETURN;
-    ELSIF n_places > 2 THEN
-        PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
-                     ELSE pg_advisory_xact_lock_shared(place.key) END
-           FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
-                   FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
-                           FROM unnest(lock_places.exclusive) AS name
-                          UNION ALL
-                         SELECT millhand.place_lock(name), false
-                           FROM unnest(lock_places.shared) AS name) AS needed
-                  GROUP BY needed.key ORDER BY needed.key) AS place;
-        RETURN;
-    END IF;
-    -- One or two: the usual dispatch, at a fifth of the query's cost.
-    names := exclusive || shared;
-    low_key := millhand.place_lock(names[array_lower(names, 1)]);
-    high_key := millhand.place_lock(names[array_upper(names, 1)]);
-    IF high_key < low_key THEN
-        PERFORM millhand.lock_place(high_key, high_exclusive);
-        PERFORM millhand.lock_place(low_key, low_exclusive);
-    ELSIF high_key > low_key THEN
-        PERFORM millhand.lock_place(low_key, low_exclusive);
-        PERFORM millhand.lock_place(high_key, high_exclusive);
-    ELSE
-        -- Two names in one bucket; the exclusive ones come first.
-        PERFORM millhand.lock_place(low_key, low_exclusive);
-    END IF;
-END
-$$;
-
--- Takes one dispatch lock until the transaction ends.
-CREATE OR REPLACE FUNCTION millhand.lock_place(key bigint, exclusive boolean) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    IF exclusive THEN
-        PERFORM pg_advisory_xact_lock(key);
-    ELSE
-        PERFORM pg_advisory_xact_lock_shared(key);
-    END IF;
+    PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
+                 ELSE pg_advisory_xact_lock_shared(place.key) END
+       FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
+               FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
+                       FROM unnest(lock_places.exclusive) AS name
+                      UNION ALL
+                     SELECT millhand.place_lock(name), false
+                       FROM unnest(lock_places.shared) AS name) AS needed
+              GROUP BY needed.key ORDER BY needed.key) AS place;
 END
 $$;
 

@@ -36,3 +36,17 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Whether a task is as most are: nothing to refuse or to put in order, and two
+-- resources at most. `names` are the exclusive and the shared ones together.
+-- Postgres puts this expression into the statement that asks (a function that
+-- promised to be IMMUTABLE would be called).
+CREATE OR REPLACE FUNCTION millhand.is_plain(
+    name text, args jsonb, exclusive text[], shared text[], names text[]
+) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT $1 <> '' AND pg_column_size($2) <= 1048576 AND cardinality($5) <= 2
+           AND '' <> ALL ($5) AND length(array_to_string($5, '')) <= 1000
+           AND ($5[1] IS DISTINCT FROM $5[2] OR $5 = '{}')
+           AND coalesce(array_lower($3, 1), 1) = 1 AND coalesce(array_lower($4, 1), 1) = 1
+$$;

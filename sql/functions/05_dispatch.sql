@@ -31,11 +31,7 @@ BEGIN
     -- this is the first of all locks, before the bell is looked at: see next_task.
     locked := pg_current_xact_id() IS NOT NULL
               AND pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
-    IF name <> '' AND pg_column_size(args) <= 1048576 AND cardinality(names) <= 2
-       AND '' <> ALL (names) AND length(array_to_string(names, '')) <= 1000
-       AND (names[1] IS DISTINCT FROM names[2] OR names = '{}')
-       AND coalesce(array_lower(exclusive, 1), 1) = 1 AND coalesce(array_lower(shared, 1), 1) = 1
-    THEN
+    IF millhand.is_plain(name, args, exclusive, shared, names) THEN
         -- As lock_places.
         key_1 := millhand.place_lock(names[1]);
         key_2 := millhand.place_lock(names[2]);

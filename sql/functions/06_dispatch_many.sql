@@ -20,11 +20,13 @@ BEGIN
             USING ERRCODE = 'check_violation';
     END IF;
     PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
-       FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[]);
+       FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[])
+      WHERE millhand.is_plain(t.name, coalesce(t.args, '{}'), t.exclusive, t.shared,
+                              coalesce(t.exclusive || t.shared, '{}')) IS NOT TRUE;
     PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    SELECT array_agg(DISTINCT r) FILTER (WHERE wanted.exclusive),
-           array_agg(DISTINCT r) FILTER (WHERE NOT wanted.exclusive)
+    SELECT array_agg(r) FILTER (WHERE wanted.exclusive),
+           array_agg(r) FILTER (WHERE NOT wanted.exclusive)
       INTO all_exclusive, all_shared
       FROM jsonb_to_recordset(tasks) AS t(exclusive text[], shared text[])
      CROSS JOIN LATERAL (SELECT r, true AS exclusive FROM unnest(t.exclusive) AS r
@@ -35,14 +37,21 @@ BEGIN
     RETURN QUERY
         INSERT INTO millhand.task (name, args, exclusive, shared, position)
         SELECT t.name, t.args, t.exclusive, t.shared, nextval('millhand.task_position')
-          FROM (SELECT given.name, coalesce(given.args, '{}') AS args, e.exclusive,
-                       millhand.without(coalesce(given.shared, '{}'), e.exclusive) AS shared
-                  FROM ROWS FROM (jsonb_to_recordset(tasks)
-                                  AS (name text, args jsonb, exclusive text[], shared text[]))
-                       WITH ORDINALITY AS given(name, args, exclusive, shared, number)
+          FROM (SELECT g.name, g.args,
+                       CASE WHEN p.is_plain THEN g.exclusive
+                            ELSE millhand.without(g.exclusive, '{}') END AS exclusive,
+                       CASE WHEN p.is_plain THEN g.shared
+                            ELSE millhand.without(g.shared, g.exclusive) END AS shared
+                  FROM (SELECT name, coalesce(args, '{}') AS args,
+                               coalesce(exclusive, '{}') AS exclusive,
+                               coalesce(shared, '{}') AS shared, number
+                          FROM ROWS FROM (jsonb_to_recordset(tasks)
+                                          AS (name text, args jsonb, exclusive text[], shared text[]))
+                               WITH ORDINALITY AS given(name, args, exclusive, shared, number)) AS g
                  CROSS JOIN LATERAL
-                       (SELECT millhand.without(coalesce(given.exclusive, '{}'), '{}') AS exclusive) AS e
-                 ORDER BY given.number) AS t
+                       (SELECT millhand.is_plain(g.name, g.args, g.exclusive, g.shared,
+                                                 g.exclusive || g.shared) AS is_plain) AS p
+                 ORDER BY g.number) AS t
         RETURNING id;
     PERFORM millhand.ring();
 END

@@ -170,14 +170,14 @@ LANGUAGE sql VOLATILE AS $$
 $$;
 
 -- Brings back the parked tasks that are next in the lines of these resources,
--- and of those noted in freed: one that needs it exclusively, or all that share
--- it before such a one. False if somebody kept one of them locked; it is noted
--- then. Null if nothing is parked. Call it in a statement of its own, after that
--- which ended a task with these needs.
-CREATE OR REPLACE FUNCTION millhand.unpark_behind(freed text[]) RETURNS boolean
+-- and of those noted in freed, which it adds to `lines`: one that needs it
+-- exclusively, or all that share it before such a one. `held_up` says that
+-- somebody kept one of them locked; it is noted then. Null if nothing is parked.
+-- Call it in a statement of its own, after that which ended a task with these
+-- needs.
+CREATE OR REPLACE FUNCTION millhand.unpark_behind(INOUT lines text[], OUT held_up boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
-    lines text[] := coalesce(freed, '{}');
     line text;
     head record;
     next_ids bigint[] := '{}';
@@ -187,11 +187,13 @@ DECLARE
 BEGIN
     -- Mostly nothing is parked.
     IF NOT EXISTS (SELECT FROM millhand.parked) THEN
-        RETURN NULL;
+        RETURN;
     END IF;
+    held_up := false;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM millhand.note_freed(lines, true);
-        RETURN false;
+        held_up := true;
+        RETURN;
     END IF;
     IF EXISTS (SELECT FROM millhand.freed) THEN
         WITH noted AS (
@@ -220,7 +222,7 @@ BEGIN
         next_lines := next_lines || array_fill(line, ARRAY[cardinality(line_ids)]);
     END LOOP;
     IF next_ids = '{}' THEN
-        RETURN true;
+        RETURN;
     END IF;
     locked_ids := ARRAY(SELECT t.id FROM millhand.task t WHERE t.id = ANY (next_ids)
                            FOR NO KEY UPDATE SKIP LOCKED);
@@ -230,6 +232,6 @@ BEGIN
     INSERT INTO millhand.freed (resource)
     SELECT DISTINCT missed.line FROM unnest(next_lines, next_ids) AS missed (line, id)
      WHERE missed.id <> ALL (locked_ids);
-    RETURN NOT FOUND;
+    held_up := FOUND;
 END
 $$;

@@ -28,7 +28,10 @@
 --
 -- `idle_siblings`: the worker's process has other workers to wake, and `more`
 -- says that yet another waiting task looked free, whoever has a handler for it.
--- If it has none, more work is told to other processes from here.
+-- If it has none, more work is told to other processes from here. Whoever is
+-- idle has looked since it was last told of work, so all that can be new here is
+-- what the ended task has `freed`: if the next task takes all that for itself,
+-- the look is over.
 -- `inconclusive`: a task that looked free was in somebody's hands for the
 -- moment; look again soon. `unfinished`: the look ended before the queue did;
 -- look on at once.
@@ -51,7 +54,9 @@ DECLARE
     freed text[];
     look_further boolean;
     deep boolean;
-    has_unparked boolean;
+    has_unparked boolean := false;
+    lines text[];
+    held_up boolean;
     candidate record;
     reserved_exclusive text[];
     reserved_shared text[];
@@ -102,7 +107,7 @@ BEGIN
                AND t.position >= low
              ORDER BY t.position
         LOOP
-            EXIT WHEN candidate.behind_parked IS NOT NULL AND has_unparked IS NULL;
+            EXIT WHEN candidate.behind_parked IS NOT NULL AND NOT has_unparked;
             IF candidate.state = 'waiting' THEN
                 blocked := candidate.exclusive && reserved_exclusive
                            OR candidate.exclusive && reserved_shared
@@ -135,7 +140,7 @@ BEGIN
                         IF NOT FOUND THEN
                             PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
                             inconclusive := true;
-                        ELSIF NOT look_further OR more THEN
+                        ELSIF NOT look_further OR more OR freed <@ candidate.exclusive THEN
                             EXIT looks;
                         END IF;
                     ELSE
@@ -163,21 +168,25 @@ BEGIN
                 reserved_shared := reserved_shared || candidate.shared;
             END IF;
         END LOOP;
-        IF has_unparked IS NULL AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
+        IF NOT has_unparked AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
             -- Seldom: something may be parked, and come back.
-            has_unparked := millhand.unpark_behind(freed);
-            IF NOT has_unparked THEN
+            has_unparked := true;
+            SELECT u.lines, u.held_up INTO lines, held_up
+              FROM millhand.unpark_behind(coalesce(freed, '{}')) AS u;
+            IF held_up THEN
                 inconclusive := true;
                 IF freed IS NOT NULL THEN
                     -- Whoever waits to be woken tries again until it succeeds.
                     PERFORM millhand.ring();
                 END IF;
             END IF;
-            IF has_unparked IS NOT NULL THEN
+            IF held_up IS NOT NULL THEN
+                IF freed IS NOT NULL THEN
+                    freed := lines;
+                END IF;
                 more := millhand.call_back(handlers) AND look_further;
                 CONTINUE looks;
             END IF;
-            has_unparked := true;
         END IF;
         IF task_id IS NULL AND deep AND n_passed > 100 THEN
             -- Parked tasks that nobody could lock for the moment would be met
@@ -195,7 +204,7 @@ BEGIN
                 PERFORM pg_advisory_unlock(millhand.dispatching_lock());
             END IF;
             deep := true;
-            has_unparked := NULL;
+            has_unparked := false;
             unfinished := NULL;
             CONTINUE looks;
         END IF;
