@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use postgres::Client;
 
+use super::lease::Lease;
 use crate::task::TaskId;
 
 /// Everything that can make a worker thread act, besides its own task's end.
@@ -62,7 +63,13 @@ struct Notes {
     verify: bool,
     lost: bool,
     canceled: Vec<TaskId>,
-    worker: i64,
+    lease: Option<Arc<Lease>>,
+}
+
+impl Notes {
+    fn is_lost(&self) -> bool {
+        self.lost || self.lease.as_ref().is_some_and(|lease| lease.is_over())
+    }
 }
 
 impl Inbox {
@@ -75,9 +82,9 @@ impl Inbox {
     }
 
     /// Starts afresh under a new worker id. What was said about shutdown stays.
-    pub(crate) fn begin_session(&self, worker: i64) {
+    pub(crate) fn begin_session(&self, lease: Arc<Lease>) {
         let mut notes = self.notes.borrow_mut();
-        notes.worker = worker;
+        notes.lease = Some(lease);
         notes.lost = false;
         notes.verify = false;
         notes.canceled.clear();
@@ -95,10 +102,10 @@ impl Inbox {
         self.notes.borrow().abort
     }
 
-    /// Whether the claim is gone, as far as anyone has said.
+    /// Whether the claim is gone: somebody has said so, or its lease is over.
     pub(crate) fn is_lost(&self) -> bool {
         self.drain();
-        self.notes.borrow().lost
+        self.notes.borrow().is_lost()
     }
 
     /// Whether somebody asked to cancel this task.
@@ -112,7 +119,7 @@ impl Inbox {
     pub(crate) fn must_end(&self, id: TaskId, client: &mut Client) -> bool {
         self.verify(client);
         let notes = self.notes.borrow();
-        notes.abort || notes.lost || notes.canceled.contains(&id)
+        notes.abort || notes.is_lost() || notes.canceled.contains(&id)
     }
 
     /// Looks at the connection if somebody doubts it; without it the claim is lost.
@@ -176,7 +183,9 @@ impl Inbox {
                 notes.abort = true;
             }
             Event::Verify => notes.verify = true,
-            Event::Lost(worker) => notes.lost |= worker == notes.worker,
+            Event::Lost(worker) => {
+                notes.lost |= notes.lease.as_ref().is_some_and(|lease| lease.worker() == worker);
+            }
         }
         // Tasks of others come by as well; only the last few can matter here.
         if notes.canceled.len() > 64 {

@@ -8,6 +8,7 @@ use super::claim::postgres::{PostgresClaims, Previous};
 use super::claim::{Claims, Ended, Outcome};
 use super::crew::{Found, Rest};
 use super::inbox::{Event, Inbox};
+use super::lease::Lease;
 use super::run::run_task;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -55,9 +56,9 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
             log::info!("worker {name}: connected again");
         }
         pause = FIRST_PAUSE;
-        inbox.begin_session(claims.worker());
-        shared.joined(claims.worker());
-        let exit = work_session(shared, index, &name, inbox, &mut claims);
+        let lease = shared.joined(index, claims.worker());
+        inbox.begin_session(lease.clone());
+        let exit = work_session(shared, index, &name, inbox, &lease, &mut claims);
         shared.left(claims.worker());
         match exit? {
             Exit::Stopped => return claims.leave(),
@@ -76,8 +77,22 @@ fn work_session(
     index: usize,
     name: &str,
     inbox: &Inbox,
+    lease: &Lease,
     claims: &mut impl Claims,
 ) -> Result<Exit, Error> {
+    loop {
+        // First of all: what is noted here was said before the lease is looked
+        // at, and what is said later ends the wait.
+        let draining = inbox.is_draining();
+        if lease.is_held() {
+            break;
+        } else if lease.is_over() {
+            return Ok(Exit::Lost { begun: None });
+        } else if draining {
+            return Ok(Exit::Stopped);
+        }
+        inbox.wait();
+    }
     let mut ended: Option<Ended> = None;
     let mut n_failures = 0;
     let mut last_failure = String::new();
@@ -86,6 +101,10 @@ fn work_session(
         let wanted = !inbox.is_draining();
         if !wanted && ended.is_none() {
             return Ok(Exit::Stopped);
+        }
+        // The housekeeper says so, too, but it may be held up itself.
+        if inbox.is_lost() {
+            return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
         }
         let plan = shared.crew.begin_turn(index, ended.is_some());
         let turn = match claims.next_task(ended.as_ref(), wanted, shared.low(), plan) {
@@ -145,7 +164,7 @@ fn work_session(
             }
             continue;
         };
-        if inbox.is_aborting() {
+        if inbox.is_aborting() || inbox.is_lost() {
             // Not begun: it goes back to its place when the claim is settled.
             return Ok(Exit::Lost { begun: None });
         }

@@ -32,12 +32,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::lease::LEASE_SHARE;
 use crate::db;
 use crate::error::{self, Error};
-
-/// The part of the ttl after which a lease that was not renewed has ended; the
-/// rest is for killing, before others may sweep.
-const LEASE_SHARE: f64 = 0.9;
 
 /// The worker's side: keeps a warden process alive and informed.
 pub(crate) struct Warden {

@@ -93,6 +93,58 @@ fn a_housekeeper_that_is_cut_off_keeps_house_again() {
     }
 }
 
+/// Ids, and whether the row is older than its ttl.
+fn workers(connection: &mut postgres::Client) -> Vec<(i64, bool)> {
+    connection
+        .query("SELECT id, clock_timestamp() > started_at + ttl FROM millhand.worker", &[])
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect()
+}
+
+#[test]
+fn a_worker_whose_row_cannot_be_renewed_takes_nothing() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_TTL", "1s");
+        let worker = WorkerProcess::start(command);
+        let running = database.dispatch(&gate_task(&workshop, "gate", "never"));
+        workshop.wait_at_gate(&database, "never");
+        let mut connection = database.connect();
+        let before = workers(&mut connection)[0].0;
+        // Heartbeats fail, and nothing else does.
+        connection
+            .batch_execute(
+                "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN
+                     RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full';
+                 END $$;
+                 CREATE TRIGGER full_disk BEFORE UPDATE ON millhand.worker FOR EACH ROW
+                     EXECUTE FUNCTION fail()",
+            )
+            .unwrap();
+        let next = database.dispatch(&NewTask::new("millhand.noop"));
+        database.wait_for_state(running, TaskState::Failed);
+        // Its thread starts anew, and waits for longer than a ttl.
+        wait_until(&database, "a row that nobody renews", SOON, || {
+            let now = workers(&mut connection);
+            if matches!(now[..], [(id, true)] if id != before) {
+                Ok(())
+            } else {
+                Err((now, worker.stderr()))
+            }
+        });
+        assert_eq!(database.task(next).state, TaskState::Waiting);
+        connection.batch_execute("DROP TRIGGER full_disk ON millhand.worker").unwrap();
+        database.wait_for_state(next, TaskState::Completed);
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
 #[test]
 fn a_turn_that_failed_keeps_no_lock() {
     for worker_type in WORKER_TYPES {
