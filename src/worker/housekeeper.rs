@@ -69,7 +69,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         // Their threads see it themselves when they look; the warden acts at
         // the same time, should nobody here be able to.
         for lease in shared.leases().iter().filter(|lease| lease.is_over()) {
-            shared.crew.tell_all(Event::Lost(lease.worker()));
+            lease.end();
         }
         if failed {
             shared.pause(RECONNECT_INTERVAL);
@@ -141,7 +141,7 @@ impl Housekeeper<'_> {
                 lease.renew(lease_end);
             } else {
                 log::warn!("a worker of this process was taken for missing; it starts anew");
-                self.shared.crew.tell_all(Event::Lost(lease.worker()));
+                lease.end();
             }
         }
         Ok(())
@@ -159,10 +159,9 @@ impl Housekeeper<'_> {
         for id in row.get::<_, Vec<i64>>("canceling") {
             self.shared.crew.tell_all(Event::Cancel(TaskId(id)));
         }
-        for worker in row.get::<_, Vec<i64>>("lost") {
-            if leases.iter().any(|lease| lease.worker() == worker) {
-                self.shared.crew.tell_all(Event::Lost(worker));
-            }
+        let lost: Vec<i64> = row.get("lost");
+        for lease in leases.iter().filter(|lease| lost.contains(&lease.worker())) {
+            lease.end();
         }
         self.low = row.get("low");
         self.mark = row.get("mark");

@@ -26,8 +26,8 @@ pub(crate) enum Event {
     Abort,
     /// The connection may be gone: look.
     Verify,
-    /// The claim of this worker id is gone: stop its task, write nothing.
-    Lost(i64),
+    /// The lease is over, which says so itself: stop the task, write nothing.
+    Lost,
 }
 
 /// The sending side; one for each worker thread, cloned freely.
@@ -61,14 +61,13 @@ struct Notes {
     drain: bool,
     abort: bool,
     verify: bool,
-    lost: bool,
     canceled: Vec<TaskId>,
     lease: Option<Arc<Lease>>,
 }
 
 impl Notes {
     fn is_lost(&self) -> bool {
-        self.lost || self.lease.as_ref().is_some_and(|lease| lease.is_over())
+        self.lease.as_ref().is_some_and(|lease| lease.is_over())
     }
 }
 
@@ -85,7 +84,6 @@ impl Inbox {
     pub(crate) fn begin_session(&self, lease: Arc<Lease>) {
         let mut notes = self.notes.borrow_mut();
         notes.lease = Some(lease);
-        notes.lost = false;
         notes.verify = false;
         notes.canceled.clear();
     }
@@ -102,7 +100,7 @@ impl Inbox {
         self.notes.borrow().abort
     }
 
-    /// Whether the claim is gone: somebody has said so, or its lease is over.
+    /// Whether the claim is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.drain();
         self.notes.borrow().is_lost()
@@ -126,8 +124,11 @@ impl Inbox {
     pub(crate) fn verify(&self, client: &mut Client) {
         self.drain();
         let mut notes = self.notes.borrow_mut();
-        if std::mem::take(&mut notes.verify) && client.is_valid(Duration::from_secs(2)).is_err() {
-            notes.lost = true;
+        if std::mem::take(&mut notes.verify)
+            && client.is_valid(Duration::from_secs(2)).is_err()
+            && let Some(lease) = &notes.lease
+        {
+            lease.end();
         }
     }
 
@@ -175,7 +176,7 @@ impl Inbox {
     fn note(&self, event: Event) {
         let mut notes = self.notes.borrow_mut();
         match event {
-            Event::Wakeup => {}
+            Event::Wakeup | Event::Lost => {}
             Event::Cancel(id) => notes.canceled.push(id),
             Event::Drain => notes.drain = true,
             Event::Abort => {
@@ -183,9 +184,6 @@ impl Inbox {
                 notes.abort = true;
             }
             Event::Verify => notes.verify = true,
-            Event::Lost(worker) => {
-                notes.lost |= notes.lease.as_ref().is_some_and(|lease| lease.worker() == worker);
-            }
         }
         // Tasks of others come by as well; only the last few can matter here.
         if notes.canceled.len() > 64 {

@@ -32,6 +32,8 @@ enum State {
     /// For good: the thread may have acted on it, so that no heartbeat, however
     /// late, revives it.
     Over,
+    /// And the thread was woken for it.
+    OverAndTold,
 }
 
 impl Lease {
@@ -55,18 +57,28 @@ impl Lease {
 
     /// Whether the worker must end what it runs, and start anew.
     pub(crate) fn is_over(&self) -> bool {
-        self.now() == State::Over
+        matches!(self.now(), State::Over | State::OverAndTold)
     }
 
     /// A heartbeat has renewed the row.
     pub(crate) fn renew(&self, end: Instant) {
         let mut state = self.lock();
         match *state {
-            State::Over => return,
+            State::Over | State::OverAndTold => return,
             State::Fresh => self.mailbox.send(Event::Wakeup),
             State::Until(_) => {}
         }
         *state = State::Until(end);
+    }
+
+    /// Ends the lease: the claim is gone. Any thread may say so, again and again;
+    /// the worker's own is woken once.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        if *state != State::OverAndTold {
+            *state = State::OverAndTold;
+            self.mailbox.send(Event::Lost);
+        }
     }
 
     fn now(&self) -> State {
@@ -86,6 +98,7 @@ impl Lease {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -104,5 +117,23 @@ mod tests {
         assert_eq!(states(&lease), (false, false, true));
         lease.renew(Instant::now() + Duration::from_secs(3600));
         assert_eq!(states(&lease), (false, false, true));
+    }
+
+    #[test]
+    fn the_end_is_told_once_and_to_its_worker_alone() {
+        let (mailbox, inbox) = Inbox::new().unwrap();
+        let lease = Arc::new(Lease::new(1, mailbox));
+        inbox.begin_session(lease.clone());
+        assert!(!inbox.is_lost());
+        lease.end();
+        lease.end();
+        assert_eq!(inbox.wait(), Event::Lost);
+        assert!(inbox.is_lost());
+        assert!(!inbox.wait_until(Instant::now()), "told twice");
+        // What was said of an elder id is no matter of the next one.
+        let (mailbox, _other) = Inbox::new().unwrap();
+        inbox.begin_session(Arc::new(Lease::new(2, mailbox)));
+        lease.end();
+        assert!(!inbox.is_lost());
     }
 }
