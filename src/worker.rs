@@ -396,13 +396,14 @@ impl Shared {
             })
     }
 
-    /// A position below which nothing is incomplete.
+    /// A position below which nothing is incomplete, for whoever finds a lease
+    /// that holds after reading it.
     pub(crate) fn low(&self) -> i64 {
-        self.low.load(Ordering::Relaxed)
+        self.low.load(Ordering::Acquire)
     }
 
     pub(crate) fn set_low(&self, low: i64) {
-        self.low.store(low, Ordering::Relaxed);
+        self.low.store(low, Ordering::Release);
     }
 
     /// The leases of the worker ids in use now.

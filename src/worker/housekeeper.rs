@@ -46,9 +46,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
             None => Session::open(shared).and_then(|opened| {
-                // It may be another server, restored or elder: nothing that was
-                // learned of positions holds.
-                housekeeper.forget_positions();
+                housekeeper.begin_session();
                 if std::mem::take(&mut warned) {
                     log::info!("housekeeper: connected again");
                 }
@@ -120,9 +118,14 @@ impl Housekeeper<'_> {
         self.poll(session)
     }
 
-    fn forget_positions(&mut self) {
+    /// It may be another server, restored or elder: nothing that was learned of
+    /// positions holds. And a heartbeat comes before the first poll, to end the
+    /// leases of workers whose rows are not there: what is learned here of
+    /// positions is not for them.
+    fn begin_session(&mut self) {
         (self.low, self.mark, self.mark_xid) = (0, None, None);
         self.shared.set_low(0);
+        self.next_beat = Instant::now();
     }
 
     fn beat(&mut self, session: &mut Session, lease_end: Instant) -> Result<(), Error> {
