@@ -138,7 +138,7 @@ impl Housekeeper<'_> {
             .map_err(|error| Error::postgres("could not renew the workers' rows", error))?;
         let renewed: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
         // The warden first: it must know of a lease before anybody acts on it.
-        self.shared.warden.renew();
+        self.shared.warden.renew(lease_end);
         for lease in leases {
             if renewed.contains(&lease.worker()) {
                 lease.renew(lease_end);

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `+N` | process group N belongs to a task |
 //! | `-N` | it has ended |
-//! | `renew` | the worker's rows were just renewed |
+//! | `lease N` | the worker's rows were renewed: its tasks may run for N ms from now |
 //! | `end` | the worker has left in good order |
 //!
 //! A child that was just started when its worker died may not be known yet. So
@@ -49,6 +49,7 @@ pub(crate) struct Warden {
 struct Link {
     pipe: Option<ChildStdin>,
     groups: HashSet<i32>,
+    lease_end: Option<Instant>,
     ended: bool,
 }
 
@@ -63,7 +64,7 @@ impl Warden {
         url: String,
         working_directory: PathBuf,
     ) -> Result<Arc<Warden>, Error> {
-        let link = Link { pipe: None, groups: HashSet::new(), ended: false };
+        let link = Link { pipe: None, groups: HashSet::new(), lease_end: None, ended: false };
         let warden = Arc::new(Warden {
             program,
             process,
@@ -121,9 +122,11 @@ impl Warden {
         link.say(&format!("-{number}\n"));
     }
 
-    /// The worker's rows were renewed.
-    pub(crate) fn renew(&self) {
-        self.lock().say("renew\n");
+    /// The worker's rows were renewed; this is when its leases end.
+    pub(crate) fn renew(&self, lease_end: Instant) {
+        let mut link = self.lock();
+        link.lease_end = Some(lease_end);
+        link.say_lease();
     }
 
     /// The worker leaves; in good order, nothing is left to settle.
@@ -157,6 +160,7 @@ impl Warden {
                 )
             })?;
         link.pipe = child.stdin.take();
+        link.say_lease();
         let groups: Vec<i32> = link.groups.iter().copied().collect();
         for group in groups {
             link.say(&format!("+{group}\n"));
@@ -170,6 +174,15 @@ impl Warden {
 }
 
 impl Link {
+    /// What is left of the lease, not its whole length: a heartbeat was sent a
+    /// while before its answer came, and a successor begins in the midst of one.
+    fn say_lease(&mut self) {
+        if let Some(end) = self.lease_end {
+            let left = end.saturating_duration_since(Instant::now());
+            self.say(&format!("lease {}\n", left.as_millis()));
+        }
+    }
+
     fn say(&mut self, line: &str) {
         let Some(pipe) = &mut self.pipe else { return };
         // A warden that has died is replaced by its watcher, which tells the
@@ -221,13 +234,15 @@ fn watch(
     lease: Duration,
     groups: &mut HashSet<i32>,
 ) -> bool {
-    let mut lease_end = Instant::now() + lease;
+    // None when it is over.
+    let mut lease_end = Some(Instant::now() + lease);
     let mut line = String::new();
     loop {
-        if !input.has_line_within(lease_end.saturating_duration_since(Instant::now())) {
+        let left = lease_end.map(|end| end.saturating_duration_since(Instant::now()));
+        if !input.has_line_within(left) {
+            // The worker is frozen or cut off.
             kill_all(process, groups);
-            // Frozen or cut off: nothing to do until it comes back or ends.
-            lease_end = Instant::now() + Duration::from_secs(3600);
+            lease_end = None;
             continue;
         }
         line.clear();
@@ -239,12 +254,19 @@ fn watch(
         }
         match line.trim_end() {
             "end" => return true,
-            "renew" => lease_end = Instant::now() + lease,
+            line if line.starts_with("lease ") => {
+                let left = line["lease ".len()..].parse().unwrap_or_default();
+                lease_end = Some(Instant::now() + Duration::from_millis(left));
+            }
             line => {
                 let number = line.get(1..).and_then(|number| number.parse().ok());
                 match (line.chars().next(), number) {
                     (Some('+'), Some(group)) => {
                         groups.insert(group);
+                        // Begun by a worker that was frozen in the midst of it.
+                        if lease_end.is_none() {
+                            kill_group(group);
+                        }
                     }
                     (Some('-'), Some(group)) => {
                         groups.remove(&group);
@@ -258,26 +280,29 @@ fn watch(
 
 /// A buffered reader over a descriptor that can be waited for.
 trait Waitable {
-    fn has_line_within(&self, time: Duration) -> bool;
+    /// Without a time it waits for ever.
+    fn has_line_within(&self, time: Option<Duration>) -> bool;
 }
 
 impl<R: std::io::Read + AsFd> Waitable for BufReader<R> {
-    fn has_line_within(&self, time: Duration) -> bool {
+    fn has_line_within(&self, time: Option<Duration>) -> bool {
         if !self.buffer().is_empty() {
             return true;
         }
-        let timeout =
-            Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        let timeout = time.map(|time| Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        });
         let mut fds = [PollFd::new(self.get_ref(), PollFlags::IN)];
-        !matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(0))
+        !matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Ok(0))
     }
 }
 
 /// Kills the groups, and then whatever bears the worker's mark, until a look
 /// finds nothing more.
 fn kill_all(process: &str, groups: &HashSet<i32>) {
-    for group in groups.iter().filter_map(|group| Pid::from_raw(*group)) {
-        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    for group in groups {
+        kill_group(*group);
     }
     let mark = format!("MILLHAND_PROCESS={process}");
     // A child between fork and exec gets its mark a moment later: two clean
@@ -290,6 +315,12 @@ fn kill_all(process: &str, groups: &HashSet<i32>) {
             n_clean += 1;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn kill_group(group: i32) {
+    if let Some(group) = Pid::from_raw(group) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
 }
 
@@ -359,5 +390,43 @@ fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    /// Starts a process group that ends in good order if nobody kills it.
+    fn start_group() -> Child {
+        Command::new("sleep").arg("30").process_group(0).spawn().unwrap()
+    }
+
+    #[test]
+    fn what_begins_after_the_lease_is_killed_at_once() {
+        let (read_end, write_end) = rustix::pipe::pipe().unwrap();
+        let mut pipe = std::fs::File::from(write_end);
+        let warden = std::thread::spawn(move || {
+            let mut input = BufReader::new(std::fs::File::from(read_end));
+            let day = Duration::from_secs(86400);
+            watch(&mut input, "no process has this mark", day, &mut HashSet::new())
+        });
+        let mut first = start_group();
+        writeln!(pipe, "+{}\nlease 0", first.id()).unwrap();
+        assert_eq!(first.wait().unwrap().signal(), Some(9));
+        let mut second = start_group();
+        writeln!(pipe, "+{}", second.id()).unwrap();
+        assert_eq!(second.wait().unwrap().signal(), Some(9));
+        let mut third = start_group();
+        writeln!(pipe, "-{}\n-{}", first.id(), second.id()).unwrap();
+        writeln!(pipe, "lease 86400000\n+{}", third.id()).unwrap();
+        writeln!(pipe, "end").unwrap();
+        assert!(warden.join().unwrap(), "it took its leave");
+        assert_eq!(third.try_wait().unwrap(), None, "killed under a lease");
+        third.kill().unwrap();
+        third.wait().unwrap();
     }
 }
