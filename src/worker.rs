@@ -142,7 +142,8 @@ impl Worker {
     }
 
     /// The command that starts a warden, the small process that outlives this
-    /// one for a moment, kills its commands and settles its tasks.
+    /// one for a moment, kills its commands and settles its tasks. It has to
+    /// come to [`warden::run`]; while no warden runs, nothing new is taken.
     ///
     /// If it is not given, a worker with command handlers starts `millhand
     /// warden`, with the program found in the PATH, and one whose handlers are

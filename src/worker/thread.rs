@@ -64,7 +64,7 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
             Exit::Stopped => return claims.leave(),
             Exit::Lost { begun } => {
                 shared.crew.drop_out(index);
-                log::warn!("worker {name}: lost its claim; starting anew");
+                log::warn!("worker {name}: gave up its claim; starting anew");
                 previous = Some(Previous { worker: claims.worker(), begun });
             }
         }
@@ -84,14 +84,17 @@ fn work_session(
         // First of all: what is noted here was said before the lease is looked
         // at, and what is said later ends the wait.
         let draining = inbox.is_draining();
-        if lease.is_held() {
-            break;
+        if draining {
+            return Ok(Exit::Stopped);
         } else if lease.is_over() {
             return Ok(Exit::Lost { begun: None });
-        } else if draining {
-            return Ok(Exit::Stopped);
+        } else if !lease.is_held() {
+            inbox.wait();
+        } else if !shared.warden.is_ready() {
+            shared.warden.wait_until_ready(FIRST_PAUSE);
+        } else {
+            break;
         }
-        inbox.wait();
     }
     let mut ended: Option<Ended> = None;
     let mut n_failures = 0;
@@ -167,7 +170,10 @@ fn work_session(
             }
             continue;
         };
-        if inbox.is_aborting() || inbox.is_lost() {
+        // A command without a warden could outlive its worker. It goes to
+        // others, like every task while there is none: nobody knows for how
+        // long, and this process has yet to learn why.
+        if inbox.is_aborting() || inbox.is_lost() || !shared.warden.is_ready() {
             // Not begun: it goes back to its place when the claim is settled.
             return Ok(Exit::Lost { begun: None });
         }

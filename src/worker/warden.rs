@@ -15,6 +15,9 @@
 //! | `lease N` | the worker's rows were renewed: its tasks may run for N ms from now |
 //! | `end` | the worker has left in good order |
 //!
+//! The warden says `ready` when it can be relied on. One that dies is replaced;
+//! until its successor is ready the worker takes nothing new.
+//!
 //! A child that was just started when its worker died may not be known yet. So
 //! the warden also looks for the worker's mark in the environment of every
 //! process, which finds those that have left their group, too.
@@ -26,7 +29,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -36,6 +39,12 @@ use super::lease::LEASE_SHARE;
 use crate::db;
 use crate::error::{self, Error};
 
+/// Pauses before a warden is replaced: first, and at most. The first comes
+/// again after one that has lived for a while.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+const A_WHILE: Duration = Duration::from_secs(10);
+
 /// The worker's side: keeps a warden process alive and informed.
 pub(crate) struct Warden {
     program: Vec<OsString>,
@@ -44,10 +53,14 @@ pub(crate) struct Warden {
     url: String,
     working_directory: PathBuf,
     link: Mutex<Link>,
+    /// Notified when the warden gets ready, and at the end.
+    changed: Condvar,
 }
 
 struct Link {
     pipe: Option<ChildStdin>,
+    /// Whether there is a warden that has said so.
+    ready: bool,
     groups: HashSet<i32>,
     lease_end: Option<Instant>,
     ended: bool,
@@ -64,7 +77,13 @@ impl Warden {
         url: String,
         working_directory: PathBuf,
     ) -> Result<Arc<Warden>, Error> {
-        let link = Link { pipe: None, groups: HashSet::new(), lease_end: None, ended: false };
+        let link = Link {
+            pipe: None,
+            ready: false,
+            groups: HashSet::new(),
+            lease_end: None,
+            ended: false,
+        };
         let warden = Arc::new(Warden {
             program,
             process,
@@ -72,6 +91,7 @@ impl Warden {
             url,
             working_directory,
             link: Mutex::new(link),
+            changed: Condvar::new(),
         });
         if warden.program.is_empty() {
             return Ok(warden);
@@ -80,30 +100,22 @@ impl Warden {
         let watched = Arc::downgrade(&warden);
         std::thread::Builder::new()
             .name("warden-watch".to_owned())
-            .spawn(move || {
-                let mut child = child;
-                loop {
-                    let status = child.wait();
-                    let Some(warden) = watched.upgrade() else { return };
-                    let mut link = warden.lock();
-                    if link.ended {
-                        return;
-                    }
-                    log::warn!("the warden has died ({status:?}); starting another");
-                    match warden.spawn(&mut link) {
-                        Ok(successor) => child = successor,
-                        Err(error) => {
-                            log::error!(
-                                "{}; commands would outlive this worker",
-                                error::chain(&error)
-                            );
-                            return;
-                        }
-                    }
-                }
-            })
+            .spawn(move || keep_alive(&watched, child))
             .map_err(|error| unavailable("could not start a thread", error))?;
         Ok(warden)
+    }
+
+    /// Whether commands that begin now have a warden; always true where none is
+    /// wanted.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.program.is_empty() || self.lock().ready
+    }
+
+    /// Waits until that is so, for `time` at most.
+    pub(crate) fn wait_until_ready(&self, time: Duration) {
+        if !self.program.is_empty() {
+            drop(self.changed.wait_timeout_while(self.lock(), time, |link| !link.ready));
+        }
     }
 
     /// A task's process group has come to be.
@@ -137,6 +149,7 @@ impl Warden {
             link.say("end\n");
         }
         link.pipe = None;
+        self.changed.notify_all();
     }
 
     fn spawn(&self, link: &mut Link) -> Result<Child, Error> {
@@ -150,7 +163,7 @@ impl Warden {
             // Its own group: a terminal's Ctrl-C is not for it.
             .process_group(0)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .current_dir("/")
             .spawn()
             .map_err(|error| {
@@ -171,6 +184,56 @@ impl Warden {
     fn lock(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Replaces the warden whenever it has died, until the worker ends.
+fn keep_alive(watched: &Weak<Warden>, mut child: Child) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let start = Instant::now();
+        if says_ready(&mut child)
+            && let Some(warden) = watched.upgrade()
+        {
+            warden.lock().ready = true;
+            warden.changed.notify_all();
+        }
+        let status = child.wait();
+        let Some(warden) = watched.upgrade() else { return };
+        let mut link = warden.lock();
+        (link.ready, link.pipe) = (false, None);
+        if link.ended {
+            return;
+        }
+        log::warn!("the warden has died ({status:?}); starting another");
+        if start.elapsed() > A_WHILE {
+            pause = FIRST_PAUSE;
+        }
+        child = loop {
+            let ended = |link: &mut Link| !link.ended;
+            link = warden
+                .changed
+                .wait_timeout_while(link, pause, ended)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if link.ended {
+                return;
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+            match warden.spawn(&mut link) {
+                Ok(successor) => break successor,
+                // What passes may pass: no memory for a fork, a program that is
+                // just being installed anew.
+                Err(error) => log::error!("{}; trying again", error::chain(&error)),
+            }
+        };
+    }
+}
+
+/// Waits until the warden is ready; false if it ends before.
+fn says_ready(child: &mut Child) -> bool {
+    let Some(stdout) = child.stdout.take() else { return false };
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).is_ok() && line == "ready\n"
 }
 
 impl Link {
@@ -216,6 +279,8 @@ pub fn run() -> Result<(), Error> {
         signal_hook::flag::register(signal, ignored)
             .map_err(|error| unavailable("could not ignore a signal", error))?;
     }
+    // If the worker is gone already, its pipe says so, too.
+    let _ = std::io::stdout().write_all(b"ready\n");
     let stdin = std::io::stdin();
     let mut groups = HashSet::new();
     if watch(&mut BufReader::new(stdin.lock()), &process, ttl.mul_f64(LEASE_SHARE), &mut groups) {
