@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `+N` | process group N belongs to a task |
 //! | `-N` | it has ended |
-//! | `lease N` | the worker's rows were renewed: its tasks may run for N ms from now |
+//! | `lease N` | the worker's rows were renewed: its tasks may run for N µs from now |
 //! | `end` | the worker has left in good order |
 //!
 //! The warden says `ready` when it can be relied on. One that dies is replaced;
@@ -239,10 +239,12 @@ fn says_ready(child: &mut Child) -> bool {
 impl Link {
     /// What is left of the lease, not its whole length: a heartbeat was sent a
     /// while before its answer came, and a successor begins in the midst of one.
+    /// Not rounded to milliseconds: a command that is killed before its thread
+    /// finds the lease over looks like one that failed.
     fn say_lease(&mut self) {
         if let Some(end) = self.lease_end {
             let left = end.saturating_duration_since(Instant::now());
-            self.say(&format!("lease {}\n", left.as_millis()));
+            self.say(&format!("lease {}\n", left.as_micros()));
         }
     }
 
@@ -321,7 +323,7 @@ fn watch(
             "end" => return true,
             line if line.starts_with("lease ") => {
                 let left = line["lease ".len()..].parse().unwrap_or_default();
-                lease_end = Some(Instant::now() + Duration::from_millis(left));
+                lease_end = Some(Instant::now() + Duration::from_micros(left));
             }
             line => {
                 let number = line.get(1..).and_then(|number| number.parse().ok());
@@ -487,7 +489,7 @@ mod tests {
         assert_eq!(second.wait().unwrap().signal(), Some(9));
         let mut third = start_group();
         writeln!(pipe, "-{}\n-{}", first.id(), second.id()).unwrap();
-        writeln!(pipe, "lease 86400000\n+{}", third.id()).unwrap();
+        writeln!(pipe, "lease 86400000000\n+{}", third.id()).unwrap();
         writeln!(pipe, "end").unwrap();
         assert!(warden.join().unwrap(), "it took its leave");
         assert_eq!(third.try_wait().unwrap(), None, "killed under a lease");
