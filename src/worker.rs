@@ -8,23 +8,25 @@
 //! | `housekeeper` | heartbeats, the safety poll, sweeping | its connection |
 //! | `warden-watch` | replaces a warden that died | the warden process |
 //!
-//! The threads share one immutable `Shared`; what changes is in the `Crew`.
+//! The threads share one `Shared`; who is idle is known to its `Crew`, and who may
+//! act at all to its `Lease`s.
 
 mod claim;
 mod command;
 mod crew;
 mod housekeeper;
 pub(crate) mod inbox;
+mod lease;
 mod listener;
 mod run;
 mod thread;
 pub mod warden;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -34,7 +36,8 @@ use crate::error::{self, Error};
 use crate::registry::Registry;
 use crate::{db, migrate};
 use crew::Crew;
-use inbox::{Event, Inbox};
+use inbox::{Event, Inbox, Mailbox};
+use lease::Lease;
 use warden::Warden;
 
 /// How a worker process should end.
@@ -99,7 +102,8 @@ pub(crate) struct Shared {
     name_template: String,
     working_directory: PathBuf,
     low: AtomicI64,
-    workers: Mutex<BTreeSet<i64>>,
+    mailboxes: Vec<Mailbox>,
+    leases: Mutex<BTreeMap<i64, Arc<Lease>>>,
     has_ended: AtomicBool,
     ended: (Mutex<()>, Condvar),
 }
@@ -138,7 +142,8 @@ impl Worker {
     }
 
     /// The command that starts a warden, the small process that outlives this
-    /// one for a moment, kills its commands and settles its tasks.
+    /// one for a moment, kills its commands and settles its tasks. It has to
+    /// come to [`warden::run`]; while no warden runs, nothing new is taken.
     ///
     /// If it is not given, a worker with command handlers starts `millhand
     /// warden`, with the program found in the PATH, and one whose handlers are
@@ -210,13 +215,14 @@ impl Worker {
             burst: self.burst,
             auxiliary: self.auxiliary,
             cancel_grace: self.config.cancel_grace_interval,
-            crew: Crew::new(mailboxes),
+            crew: Crew::new(mailboxes.clone()),
             warden,
             control: self.control,
             name_template: self.config.name_template.clone(),
             working_directory,
             low: AtomicI64::new(0),
-            workers: Mutex::default(),
+            mailboxes,
+            leases: Mutex::default(),
             has_ended: AtomicBool::new(false),
             ended: (Mutex::new(()), Condvar::new()),
         });
@@ -391,26 +397,41 @@ impl Shared {
             })
     }
 
-    /// A position below which nothing is incomplete.
+    /// A position below which nothing is incomplete, for whoever finds a lease
+    /// that holds after reading it.
     pub(crate) fn low(&self) -> i64 {
-        self.low.load(Ordering::Relaxed)
+        self.low.load(Ordering::Acquire)
     }
 
     pub(crate) fn set_low(&self, low: i64) {
-        self.low.store(low, Ordering::Relaxed);
+        self.low.store(low, Ordering::Release);
     }
 
-    /// The worker ids in use now.
-    pub(crate) fn workers(&self) -> Vec<i64> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    /// The leases of the worker ids in use now.
+    pub(crate) fn leases(&self) -> Vec<Arc<Lease>> {
+        self.lock_leases().values().cloned().collect()
     }
 
-    pub(crate) fn joined(&self, worker: i64) {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).insert(worker);
+    /// Worker `index` has registered under this id; the housekeeper hears of it.
+    pub(crate) fn joined(&self, index: usize, worker: i64) -> Arc<Lease> {
+        let lease = Arc::new(Lease::new(worker, self.mailboxes[index].clone()));
+        self.lock_leases().insert(worker, lease.clone());
+        let _guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended.1.notify_all();
+        lease
     }
 
     pub(crate) fn left(&self, worker: i64) {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).remove(&worker);
+        self.lock_leases().remove(&worker);
+    }
+
+    /// Whether a worker waits for its first heartbeat.
+    pub(crate) fn has_fresh_leases(&self) -> bool {
+        self.lock_leases().values().any(|lease| lease.is_fresh())
+    }
+
+    fn lock_leases(&self) -> MutexGuard<'_, BTreeMap<i64, Arc<Lease>>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether all worker threads have ended.
@@ -420,9 +441,15 @@ impl Shared {
 
     /// Waits for `time`, or until all worker threads have ended.
     pub(crate) fn pause(&self, time: Duration) {
+        self.pause_unless(time, || false);
+    }
+
+    /// The same, or until `reason` holds.
+    pub(crate) fn pause_unless(&self, time: Duration, reason: impl Fn() -> bool) {
         let guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Woken early or for nothing: the callers look at the time themselves.
-        drop(self.ended.1.wait_timeout_while(guard, time, |()| !self.has_ended()));
+        let condition = |(): &mut ()| !self.has_ended() && !reason();
+        drop(self.ended.1.wait_timeout_while(guard, time, condition));
     }
 
     fn end(&self) {

@@ -9,6 +9,7 @@ use postgres::{Client, Statement};
 
 use super::Shared;
 use super::inbox::Event;
+use super::lease::LEASE_SHARE;
 use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -17,10 +18,6 @@ use crate::task::TaskId;
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon a lost connection is tried again.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
-/// The part of the ttl after which the tasks of workers that could not renew
-/// their rows are stopped. The warden acts at the same time, should this
-/// thread be unable to.
-const LEASE_SHARE: f64 = 0.9;
 
 struct Housekeeper<'a> {
     shared: &'a Shared,
@@ -28,7 +25,6 @@ struct Housekeeper<'a> {
     mark: Option<i64>,
     mark_xid: Option<i64>,
     next_beat: Instant,
-    lease_end: Instant,
 }
 
 /// A connection with its statements prepared.
@@ -42,49 +38,43 @@ struct Session {
 /// Keeps house until the workers have left.
 pub(crate) fn keep_house(shared: &Arc<Shared>) {
     let lease = shared.identity.ttl.mul_f64(LEASE_SHARE);
-    let mut housekeeper = Housekeeper {
-        shared,
-        low: 0,
-        mark: None,
-        mark_xid: None,
-        next_beat: Instant::now(),
-        lease_end: Instant::now() + lease,
-    };
+    let mut housekeeper =
+        Housekeeper { shared, low: 0, mark: None, mark_xid: None, next_beat: Instant::now() };
     let mut session: Option<Session> = None;
     let mut warned = false;
     while !shared.has_ended() {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
             None => Session::open(shared).and_then(|opened| {
-                // It may be another server, restored or elder: nothing that was
-                // learned of positions holds.
-                housekeeper.forget_positions();
+                housekeeper.begin_session();
                 if std::mem::take(&mut warned) {
                     log::info!("housekeeper: connected again");
                 }
                 housekeeper.turn(session.insert(opened), lease)
             }),
         };
-        let pause = match done {
-            Ok(()) => POLL_INTERVAL,
-            Err(error) => {
-                if !warned {
-                    log::warn!("housekeeper: {}; trying again", error::chain(&error));
-                    warned = true;
-                }
-                if session.take().is_some() {
-                    // If this connection is gone, the workers' may be, too.
-                    shared.crew.tell_all(Event::Verify);
-                }
-                RECONNECT_INTERVAL
+        let failed = done.is_err();
+        if let Err(error) = done {
+            if !warned {
+                log::warn!("housekeeper: {}; trying again", error::chain(&error));
+                warned = true;
             }
-        };
-        if Instant::now() > housekeeper.lease_end {
-            for worker in shared.workers() {
-                shared.crew.tell_all(Event::Lost(worker));
+            if session.take().is_some() {
+                // If this connection is gone, the workers' may be, too.
+                shared.crew.tell_all(Event::Verify);
             }
         }
-        shared.pause(pause);
+        // Their threads see it themselves when they look; the warden acts at
+        // the same time, should nobody here be able to.
+        for lease in shared.leases().iter().filter(|lease| lease.is_over()) {
+            lease.end();
+        }
+        if failed {
+            shared.pause(RECONNECT_INTERVAL);
+        } else {
+            // Who has just come need not wait for long.
+            shared.pause_unless(POLL_INTERVAL, || shared.has_fresh_leases());
+        }
     }
 }
 
@@ -115,10 +105,8 @@ impl Housekeeper<'_> {
         // The lease counts from before the statement: others count from when
         // the database ran it, which is later.
         let now = Instant::now();
-        if now >= self.next_beat {
-            self.beat(session)?;
-            self.lease_end = now + lease;
-            self.shared.warden.renew();
+        if now >= self.next_beat || self.shared.has_fresh_leases() {
+            self.beat(session, now + lease)?;
             self.next_beat = now + self.shared.identity.ttl / 3;
             if !self.shared.auxiliary {
                 session
@@ -130,28 +118,40 @@ impl Housekeeper<'_> {
         self.poll(session)
     }
 
-    fn forget_positions(&mut self) {
+    /// It may be another server, restored or elder: nothing that was learned of
+    /// positions holds. And a heartbeat comes before the first poll, to end the
+    /// leases of workers whose rows are not there: what is learned here of
+    /// positions is not for them.
+    fn begin_session(&mut self) {
         (self.low, self.mark, self.mark_xid) = (0, None, None);
         self.shared.set_low(0);
+        self.next_beat = Instant::now();
     }
 
-    fn beat(&mut self, session: &mut Session) -> Result<(), Error> {
+    fn beat(&mut self, session: &mut Session, lease_end: Instant) -> Result<(), Error> {
         // Read before the statement: a worker that joins meanwhile is no loss.
-        let expected = self.shared.workers();
+        let leases = self.shared.leases();
+        let workers: Vec<i64> = leases.iter().map(|lease| lease.worker()).collect();
         let rows = session
             .client
-            .query(&session.beat, &[&expected])
+            .query(&session.beat, &[&workers])
             .map_err(|error| Error::postgres("could not renew the workers' rows", error))?;
         let renewed: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
-        for worker in expected.into_iter().filter(|worker| !renewed.contains(worker)) {
-            log::warn!("a worker of this process was taken for missing; it starts anew");
-            self.shared.crew.tell_all(Event::Lost(worker));
+        // The warden first: it must know of a lease before anybody acts on it.
+        self.shared.warden.renew(lease_end);
+        for lease in leases {
+            if renewed.contains(&lease.worker()) {
+                lease.renew(lease_end);
+            } else {
+                log::warn!("a worker of this process was taken for missing; it starts anew");
+                lease.end();
+            }
         }
         Ok(())
     }
 
     fn poll(&mut self, session: &mut Session) -> Result<(), Error> {
-        let expected = self.shared.workers();
+        let leases = self.shared.leases();
         let row = session
             .client
             .query_one(
@@ -162,10 +162,9 @@ impl Housekeeper<'_> {
         for id in row.get::<_, Vec<i64>>("canceling") {
             self.shared.crew.tell_all(Event::Cancel(TaskId(id)));
         }
-        for worker in row.get::<_, Vec<i64>>("lost") {
-            if expected.contains(&worker) {
-                self.shared.crew.tell_all(Event::Lost(worker));
-            }
+        let lost: Vec<i64> = row.get("lost");
+        for lease in leases.iter().filter(|lease| lost.contains(&lease.worker())) {
+            lease.end();
         }
         self.low = row.get("low");
         self.mark = row.get("mark");

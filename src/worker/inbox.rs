@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use postgres::Client;
 
+use super::lease::Lease;
 use crate::task::TaskId;
 
 /// Everything that can make a worker thread act, besides its own task's end.
@@ -25,8 +26,8 @@ pub(crate) enum Event {
     Abort,
     /// The connection may be gone: look.
     Verify,
-    /// The claim of this worker id is gone: stop its task, write nothing.
-    Lost(i64),
+    /// The lease is over, which says so itself: stop the task, write nothing.
+    Lost,
 }
 
 /// The sending side; one for each worker thread, cloned freely.
@@ -60,9 +61,14 @@ struct Notes {
     drain: bool,
     abort: bool,
     verify: bool,
-    lost: bool,
     canceled: Vec<TaskId>,
-    worker: i64,
+    lease: Option<Arc<Lease>>,
+}
+
+impl Notes {
+    fn is_lost(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.is_over())
+    }
 }
 
 impl Inbox {
@@ -75,10 +81,9 @@ impl Inbox {
     }
 
     /// Starts afresh under a new worker id. What was said about shutdown stays.
-    pub(crate) fn begin_session(&self, worker: i64) {
+    pub(crate) fn begin_session(&self, lease: Arc<Lease>) {
         let mut notes = self.notes.borrow_mut();
-        notes.worker = worker;
-        notes.lost = false;
+        notes.lease = Some(lease);
         notes.verify = false;
         notes.canceled.clear();
     }
@@ -95,10 +100,10 @@ impl Inbox {
         self.notes.borrow().abort
     }
 
-    /// Whether the claim is gone, as far as anyone has said.
+    /// Whether the claim is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.drain();
-        self.notes.borrow().lost
+        self.notes.borrow().is_lost()
     }
 
     /// Whether somebody asked to cancel this task.
@@ -112,15 +117,18 @@ impl Inbox {
     pub(crate) fn must_end(&self, id: TaskId, client: &mut Client) -> bool {
         self.verify(client);
         let notes = self.notes.borrow();
-        notes.abort || notes.lost || notes.canceled.contains(&id)
+        notes.abort || notes.is_lost() || notes.canceled.contains(&id)
     }
 
     /// Looks at the connection if somebody doubts it; without it the claim is lost.
     pub(crate) fn verify(&self, client: &mut Client) {
         self.drain();
         let mut notes = self.notes.borrow_mut();
-        if std::mem::take(&mut notes.verify) && client.is_valid(Duration::from_secs(2)).is_err() {
-            notes.lost = true;
+        if std::mem::take(&mut notes.verify)
+            && client.is_valid(Duration::from_secs(2)).is_err()
+            && let Some(lease) = &notes.lease
+        {
+            lease.end();
         }
     }
 
@@ -168,7 +176,7 @@ impl Inbox {
     fn note(&self, event: Event) {
         let mut notes = self.notes.borrow_mut();
         match event {
-            Event::Wakeup => {}
+            Event::Wakeup | Event::Lost => {}
             Event::Cancel(id) => notes.canceled.push(id),
             Event::Drain => notes.drain = true,
             Event::Abort => {
@@ -176,7 +184,6 @@ impl Inbox {
                 notes.abort = true;
             }
             Event::Verify => notes.verify = true,
-            Event::Lost(worker) => notes.lost |= worker == notes.worker,
         }
         // Tasks of others come by as well; only the last few can matter here.
         if notes.canceled.len() > 64 {

@@ -8,6 +8,7 @@ use super::claim::postgres::{PostgresClaims, Previous};
 use super::claim::{Claims, Ended, Outcome};
 use super::crew::{Found, Rest};
 use super::inbox::{Event, Inbox};
+use super::lease::Lease;
 use super::run::run_task;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -55,15 +56,15 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
             log::info!("worker {name}: connected again");
         }
         pause = FIRST_PAUSE;
-        inbox.begin_session(claims.worker());
-        shared.joined(claims.worker());
-        let exit = work_session(shared, index, &name, inbox, &mut claims);
+        let lease = shared.joined(index, claims.worker());
+        inbox.begin_session(lease.clone());
+        let exit = work_session(shared, index, &name, inbox, &lease, &mut claims);
         shared.left(claims.worker());
         match exit? {
             Exit::Stopped => return claims.leave(),
             Exit::Lost { begun } => {
                 shared.crew.drop_out(index);
-                log::warn!("worker {name}: lost its claim; starting anew");
+                log::warn!("worker {name}: gave up its claim; starting anew");
                 previous = Some(Previous { worker: claims.worker(), begun });
             }
         }
@@ -76,8 +77,25 @@ fn work_session(
     index: usize,
     name: &str,
     inbox: &Inbox,
+    lease: &Lease,
     claims: &mut impl Claims,
 ) -> Result<Exit, Error> {
+    loop {
+        // First of all: what is noted here was said before the lease is looked
+        // at, and what is said later ends the wait.
+        let draining = inbox.is_draining();
+        if draining {
+            return Ok(Exit::Stopped);
+        } else if lease.is_over() {
+            return Ok(Exit::Lost { begun: None });
+        } else if !lease.is_held() {
+            inbox.wait();
+        } else if !shared.warden.is_ready() {
+            shared.warden.wait_until_ready(FIRST_PAUSE);
+        } else {
+            break;
+        }
+    }
     let mut ended: Option<Ended> = None;
     let mut n_failures = 0;
     let mut last_failure = String::new();
@@ -87,8 +105,15 @@ fn work_session(
         if !wanted && ended.is_none() {
             return Ok(Exit::Stopped);
         }
+        // Before the look at the lease: under a lease that still holds then, the
+        // housekeeper had learned it from the server that this session is on.
+        let low = shared.low();
+        // The housekeeper says so, too, but it may be held up itself.
+        if inbox.is_lost() {
+            return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
+        }
         let plan = shared.crew.begin_turn(index, ended.is_some());
-        let turn = match claims.next_task(ended.as_ref(), wanted, shared.low(), plan) {
+        let turn = match claims.next_task(ended.as_ref(), wanted, low, plan) {
             Ok(turn) => turn,
             Err(error) => {
                 shared.crew.abandon_turn(index);
@@ -145,7 +170,10 @@ fn work_session(
             }
             continue;
         };
-        if inbox.is_aborting() {
+        // A command without a warden could outlive its worker. It goes to
+        // others, like every task while there is none: nobody knows for how
+        // long, and this process has yet to learn why.
+        if inbox.is_aborting() || inbox.is_lost() || !shared.warden.is_ready() {
             // Not begun: it goes back to its place when the claim is settled.
             return Ok(Exit::Lost { begun: None });
         }

@@ -12,8 +12,11 @@
 //! |---|---|
 //! | `+N` | process group N belongs to a task |
 //! | `-N` | it has ended |
-//! | `renew` | the worker's rows were just renewed |
+//! | `lease N` | the worker's rows were renewed: its tasks may run for N µs from now |
 //! | `end` | the worker has left in good order |
+//!
+//! The warden says `ready` when it can be relied on. One that dies is replaced;
+//! until its successor is ready the worker takes nothing new.
 //!
 //! A child that was just started when its worker died may not be known yet. So
 //! the warden also looks for the worker's mark in the environment of every
@@ -26,18 +29,21 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::lease::LEASE_SHARE;
 use crate::db;
 use crate::error::{self, Error};
 
-/// The part of the ttl after which a lease that was not renewed has ended; the
-/// rest is for killing, before others may sweep.
-const LEASE_SHARE: f64 = 0.9;
+/// Pauses before a warden is replaced: first, and at most. The first comes
+/// again after one that has lived for a while.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+const A_WHILE: Duration = Duration::from_secs(10);
 
 /// The worker's side: keeps a warden process alive and informed.
 pub(crate) struct Warden {
@@ -47,11 +53,16 @@ pub(crate) struct Warden {
     url: String,
     working_directory: PathBuf,
     link: Mutex<Link>,
+    /// Notified when the warden gets ready, and at the end.
+    changed: Condvar,
 }
 
 struct Link {
     pipe: Option<ChildStdin>,
+    /// Whether there is a warden that has said so.
+    ready: bool,
     groups: HashSet<i32>,
+    lease_end: Option<Instant>,
     ended: bool,
 }
 
@@ -66,7 +77,13 @@ impl Warden {
         url: String,
         working_directory: PathBuf,
     ) -> Result<Arc<Warden>, Error> {
-        let link = Link { pipe: None, groups: HashSet::new(), ended: false };
+        let link = Link {
+            pipe: None,
+            ready: false,
+            groups: HashSet::new(),
+            lease_end: None,
+            ended: false,
+        };
         let warden = Arc::new(Warden {
             program,
             process,
@@ -74,6 +91,7 @@ impl Warden {
             url,
             working_directory,
             link: Mutex::new(link),
+            changed: Condvar::new(),
         });
         if warden.program.is_empty() {
             return Ok(warden);
@@ -82,30 +100,22 @@ impl Warden {
         let watched = Arc::downgrade(&warden);
         std::thread::Builder::new()
             .name("warden-watch".to_owned())
-            .spawn(move || {
-                let mut child = child;
-                loop {
-                    let status = child.wait();
-                    let Some(warden) = watched.upgrade() else { return };
-                    let mut link = warden.lock();
-                    if link.ended {
-                        return;
-                    }
-                    log::warn!("the warden has died ({status:?}); starting another");
-                    match warden.spawn(&mut link) {
-                        Ok(successor) => child = successor,
-                        Err(error) => {
-                            log::error!(
-                                "{}; commands would outlive this worker",
-                                error::chain(&error)
-                            );
-                            return;
-                        }
-                    }
-                }
-            })
+            .spawn(move || keep_alive(&watched, child))
             .map_err(|error| unavailable("could not start a thread", error))?;
         Ok(warden)
+    }
+
+    /// Whether commands that begin now have a warden; always true where none is
+    /// wanted.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.program.is_empty() || self.lock().ready
+    }
+
+    /// Waits until that is so, for `time` at most.
+    pub(crate) fn wait_until_ready(&self, time: Duration) {
+        if !self.program.is_empty() {
+            drop(self.changed.wait_timeout_while(self.lock(), time, |link| !link.ready));
+        }
     }
 
     /// A task's process group has come to be.
@@ -124,9 +134,11 @@ impl Warden {
         link.say(&format!("-{number}\n"));
     }
 
-    /// The worker's rows were renewed.
-    pub(crate) fn renew(&self) {
-        self.lock().say("renew\n");
+    /// The worker's rows were renewed; this is when its leases end.
+    pub(crate) fn renew(&self, lease_end: Instant) {
+        let mut link = self.lock();
+        link.lease_end = Some(lease_end);
+        link.say_lease();
     }
 
     /// The worker leaves; in good order, nothing is left to settle.
@@ -137,6 +149,7 @@ impl Warden {
             link.say("end\n");
         }
         link.pipe = None;
+        self.changed.notify_all();
     }
 
     fn spawn(&self, link: &mut Link) -> Result<Child, Error> {
@@ -150,7 +163,7 @@ impl Warden {
             // Its own group: a terminal's Ctrl-C is not for it.
             .process_group(0)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .current_dir("/")
             .spawn()
             .map_err(|error| {
@@ -160,6 +173,7 @@ impl Warden {
                 )
             })?;
         link.pipe = child.stdin.take();
+        link.say_lease();
         let groups: Vec<i32> = link.groups.iter().copied().collect();
         for group in groups {
             link.say(&format!("+{group}\n"));
@@ -172,7 +186,68 @@ impl Warden {
     }
 }
 
+/// Replaces the warden whenever it has died, until the worker ends.
+fn keep_alive(watched: &Weak<Warden>, mut child: Child) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let start = Instant::now();
+        if says_ready(&mut child)
+            && let Some(warden) = watched.upgrade()
+        {
+            warden.lock().ready = true;
+            warden.changed.notify_all();
+        }
+        let status = child.wait();
+        let Some(warden) = watched.upgrade() else { return };
+        let mut link = warden.lock();
+        (link.ready, link.pipe) = (false, None);
+        if link.ended {
+            return;
+        }
+        log::warn!("the warden has died ({status:?}); starting another");
+        if start.elapsed() > A_WHILE {
+            pause = FIRST_PAUSE;
+        }
+        child = loop {
+            let ended = |link: &mut Link| !link.ended;
+            link = warden
+                .changed
+                .wait_timeout_while(link, pause, ended)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if link.ended {
+                return;
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+            match warden.spawn(&mut link) {
+                Ok(successor) => break successor,
+                // What passes may pass: no memory for a fork, a program that is
+                // just being installed anew.
+                Err(error) => log::error!("{}; trying again", error::chain(&error)),
+            }
+        };
+    }
+}
+
+/// Waits until the warden is ready; false if it ends before.
+fn says_ready(child: &mut Child) -> bool {
+    let Some(stdout) = child.stdout.take() else { return false };
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).is_ok() && line == "ready\n"
+}
+
 impl Link {
+    /// What is left of the lease, not its whole length: a heartbeat was sent a
+    /// while before its answer came, and a successor begins in the midst of one.
+    /// Not rounded to milliseconds: a command that is killed before its thread
+    /// finds the lease over looks like one that failed.
+    fn say_lease(&mut self) {
+        if let Some(end) = self.lease_end {
+            let left = end.saturating_duration_since(Instant::now());
+            self.say(&format!("lease {}\n", left.as_micros()));
+        }
+    }
+
     fn say(&mut self, line: &str) {
         let Some(pipe) = &mut self.pipe else { return };
         // A warden that has died is replaced by its watcher, which tells the
@@ -206,6 +281,8 @@ pub fn run() -> Result<(), Error> {
         signal_hook::flag::register(signal, ignored)
             .map_err(|error| unavailable("could not ignore a signal", error))?;
     }
+    // If the worker is gone already, its pipe says so, too.
+    let _ = std::io::stdout().write_all(b"ready\n");
     let stdin = std::io::stdin();
     let mut groups = HashSet::new();
     if watch(&mut BufReader::new(stdin.lock()), &process, ttl.mul_f64(LEASE_SHARE), &mut groups) {
@@ -224,13 +301,15 @@ fn watch(
     lease: Duration,
     groups: &mut HashSet<i32>,
 ) -> bool {
-    let mut lease_end = Instant::now() + lease;
+    // None when it is over.
+    let mut lease_end = Some(Instant::now() + lease);
     let mut line = String::new();
     loop {
-        if !input.has_line_within(lease_end.saturating_duration_since(Instant::now())) {
+        let left = lease_end.map(|end| end.saturating_duration_since(Instant::now()));
+        if !input.has_line_within(left) {
+            // The worker is frozen or cut off.
             kill_all(process, groups);
-            // Frozen or cut off: nothing to do until it comes back or ends.
-            lease_end = Instant::now() + Duration::from_secs(3600);
+            lease_end = None;
             continue;
         }
         line.clear();
@@ -242,12 +321,19 @@ fn watch(
         }
         match line.trim_end() {
             "end" => return true,
-            "renew" => lease_end = Instant::now() + lease,
+            line if line.starts_with("lease ") => {
+                let left = line["lease ".len()..].parse().unwrap_or_default();
+                lease_end = Some(Instant::now() + Duration::from_micros(left));
+            }
             line => {
                 let number = line.get(1..).and_then(|number| number.parse().ok());
                 match (line.chars().next(), number) {
                     (Some('+'), Some(group)) => {
                         groups.insert(group);
+                        // Begun by a worker that was frozen in the midst of it.
+                        if lease_end.is_none() {
+                            kill_group(group);
+                        }
                     }
                     (Some('-'), Some(group)) => {
                         groups.remove(&group);
@@ -261,26 +347,29 @@ fn watch(
 
 /// A buffered reader over a descriptor that can be waited for.
 trait Waitable {
-    fn has_line_within(&self, time: Duration) -> bool;
+    /// Without a time it waits for ever.
+    fn has_line_within(&self, time: Option<Duration>) -> bool;
 }
 
 impl<R: std::io::Read + AsFd> Waitable for BufReader<R> {
-    fn has_line_within(&self, time: Duration) -> bool {
+    fn has_line_within(&self, time: Option<Duration>) -> bool {
         if !self.buffer().is_empty() {
             return true;
         }
-        let timeout =
-            Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        let timeout = time.map(|time| Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        });
         let mut fds = [PollFd::new(self.get_ref(), PollFlags::IN)];
-        !matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(0))
+        !matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Ok(0))
     }
 }
 
 /// Kills the groups, and then whatever bears the worker's mark, until a look
 /// finds nothing more.
 fn kill_all(process: &str, groups: &HashSet<i32>) {
-    for group in groups.iter().filter_map(|group| Pid::from_raw(*group)) {
-        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    for group in groups {
+        kill_group(*group);
     }
     let mark = format!("MILLHAND_PROCESS={process}");
     // A child between fork and exec gets its mark a moment later: two clean
@@ -293,6 +382,12 @@ fn kill_all(process: &str, groups: &HashSet<i32>) {
             n_clean += 1;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn kill_group(group: i32) {
+    if let Some(group) = Pid::from_raw(group) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
 }
 
@@ -362,5 +457,43 @@ fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    /// Starts a process group that ends in good order if nobody kills it.
+    fn start_group() -> Child {
+        Command::new("sleep").arg("30").process_group(0).spawn().unwrap()
+    }
+
+    #[test]
+    fn what_begins_after_the_lease_is_killed_at_once() {
+        let (read_end, write_end) = rustix::pipe::pipe().unwrap();
+        let mut pipe = std::fs::File::from(write_end);
+        let warden = std::thread::spawn(move || {
+            let mut input = BufReader::new(std::fs::File::from(read_end));
+            let day = Duration::from_secs(86400);
+            watch(&mut input, "no process has this mark", day, &mut HashSet::new())
+        });
+        let mut first = start_group();
+        writeln!(pipe, "+{}\nlease 0", first.id()).unwrap();
+        assert_eq!(first.wait().unwrap().signal(), Some(9));
+        let mut second = start_group();
+        writeln!(pipe, "+{}", second.id()).unwrap();
+        assert_eq!(second.wait().unwrap().signal(), Some(9));
+        let mut third = start_group();
+        writeln!(pipe, "-{}\n-{}", first.id(), second.id()).unwrap();
+        writeln!(pipe, "lease 86400000000\n+{}", third.id()).unwrap();
+        writeln!(pipe, "end").unwrap();
+        assert!(warden.join().unwrap(), "it took its leave");
+        assert_eq!(third.try_wait().unwrap(), None, "killed under a lease");
+        third.kill().unwrap();
+        third.wait().unwrap();
     }
 }

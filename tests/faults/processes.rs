@@ -1,8 +1,12 @@
 //! Workers, wardens and commands that are killed or frozen.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use millhand::{NewTask, TaskState};
+use millhand::config::CommandHandler;
+use millhand::worker::Shutdown;
+use millhand::{Config, NewTask, Registry, TaskState, Worker};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -128,6 +132,100 @@ fn a_worker_killed_after_its_warden_takes_its_commands_along_too() {
         });
         worker.signal(Signal::KILL);
     });
+}
+
+#[test]
+fn nothing_begins_until_a_warden_stays() {
+    const WARDEN: &str =
+        r#"date +%s%N >>"$0/starts"; [ -e "$0/good" ] && exec "$1" warden; exit 1"#;
+    let database = Database::new();
+    let workshop = workshop(&database);
+    let handler = CommandHandler { command: vec!["true".to_owned()] };
+    let config = Config {
+        database_url: Some(database.url()),
+        handlers: [("true".to_owned(), handler)].into(),
+        ..Config::default()
+    };
+    let folder = workshop.path().as_os_str();
+    let worker = Worker::new(config, Registry::new()).warden(vec![
+        "sh".into(),
+        "-c".into(),
+        WARDEN.into(),
+        folder.into(),
+        env!("CARGO_BIN_EXE_millhand").into(),
+    ]);
+    let id = database.dispatch(&NewTask::new("true"));
+    let control = worker.control();
+    let worker = std::thread::spawn(move || worker.run());
+    wait_for_n_workers(&database, 1);
+    let starts = wait_until(&database, "four wardens", SOON, || {
+        let starts = std::fs::read_to_string(workshop.path().join("starts")).unwrap_or_default();
+        let starts: Vec<u64> = starts.lines().filter_map(|line| line.parse().ok()).collect();
+        if starts.len() >= 4 { Ok(starts) } else { Err(starts) }
+    });
+    for (pair, pause) in starts.windows(2).zip([50, 100, 200]) {
+        assert!(pair[1] - pair[0] >= pause * 1_000_000, "{starts:?}");
+    }
+    let task = database.task(id);
+    assert_eq!((task.state, task.started_at), (TaskState::Waiting, None));
+    std::fs::write(workshop.path().join("good"), "").unwrap();
+    database.wait_for_state(id, TaskState::Completed);
+    control.stop(Shutdown::Drain);
+    worker.join().unwrap().unwrap();
+    assert_clean(&database, &workshop);
+}
+
+/// Starts a worker from a file of its own, such as one that is installed anew.
+fn worker_from(program: &Path, workshop: &Workshop, worker_type: &str) -> WorkerProcess {
+    std::fs::copy(env!("CARGO_BIN_EXE_millhand"), program).unwrap();
+    let template = workshop.millhand(["worker", "--type", worker_type]);
+    let mut command = Command::new(program);
+    command.args(template.get_args()).current_dir("/").stdin(Stdio::null());
+    for (name, value) in template.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    WorkerProcess::start(command)
+}
+
+#[test]
+fn a_warden_that_cannot_be_started_is_tried_again() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let program = workshop.path().join("program");
+        let worker = worker_from(&program, &workshop, worker_type);
+        workshop.open_gate("a");
+        let first = database.dispatch(&gate_task(&workshop, "gate", "a"));
+        database.wait_for_state(first, TaskState::Completed);
+        let ids = worker_ids(&database, worker.pid());
+        let aside = workshop.path().join("aside");
+        std::fs::rename(&program, &aside).unwrap();
+        signal_pid(pids(&workshop, " warden")[0], Signal::KILL);
+        wait_until(&database, "no warden can be started", SOON, || {
+            let stderr = worker.stderr();
+            if stderr.matches("could not start the warden").count() > 1 {
+                Ok(())
+            } else {
+                Err(stderr)
+            }
+        });
+        let second = database.dispatch(&gate_task(&workshop, "gate", "a"));
+        // Its thread starts anew, and waits.
+        wait_until(&database, "its thread has put it back", SOON, || {
+            let now = worker_ids(&database, worker.pid());
+            if now.len() == 1 && now != ids { Ok(()) } else { Err((now, worker.stderr())) }
+        });
+        let task = database.task(second);
+        assert_eq!((task.state, task.attempt), (TaskState::Waiting, 0));
+        std::fs::rename(&aside, &program).unwrap();
+        let task = database.wait_for_state(second, TaskState::Completed);
+        assert_eq!(task.attempt, 1);
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
 }
 
 /// Only the session that holds the locks is cut; the worker's process lives.

@@ -1,13 +1,17 @@
 //! Sessions that are cut, a server that is stopped under load.
 
+use std::collections::BTreeSet;
+
 use millhand::{NewTask, TaskId, TaskState, client};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server};
 use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
 use crate::support::{SOON, WORKER_TYPES, wait_until};
+
+const HOUSEKEEPER: &str = "millhand housekeeper";
 
 /// Waits until a session of this purpose is there that was not among `before`.
 fn wait_for_another(database: &Database, purpose: &str, before: &[i32]) {
@@ -58,7 +62,6 @@ fn a_listener_that_is_cut_off_listens_again() {
 
 #[test]
 fn a_housekeeper_that_is_cut_off_keeps_house_again() {
-    const HOUSEKEEPER: &str = "millhand housekeeper";
     for worker_type in WORKER_TYPES {
         let database = Database::new();
         let workshop = Workshop::new(&database, GATE_HANDLERS);
@@ -88,6 +91,58 @@ fn a_housekeeper_that_is_cut_off_keeps_house_again() {
         workshop.open_gate("a");
         let task = database.wait_for_state(running, TaskState::Completed);
         assert_eq!(task.attempt, 1);
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+/// Ids, and whether the row is older than its ttl.
+fn workers(connection: &mut postgres::Client) -> Vec<(i64, bool)> {
+    connection
+        .query("SELECT id, clock_timestamp() > started_at + ttl FROM millhand.worker", &[])
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect()
+}
+
+#[test]
+fn a_worker_whose_row_cannot_be_renewed_takes_nothing() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_TTL", "1s");
+        let worker = WorkerProcess::start(command);
+        let running = database.dispatch(&gate_task(&workshop, "gate", "never"));
+        workshop.wait_at_gate(&database, "never");
+        let mut connection = database.connect();
+        let before = workers(&mut connection)[0].0;
+        // Heartbeats fail, and nothing else does.
+        connection
+            .batch_execute(
+                "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN
+                     RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full';
+                 END $$;
+                 CREATE TRIGGER full_disk BEFORE UPDATE ON millhand.worker FOR EACH ROW
+                     EXECUTE FUNCTION fail()",
+            )
+            .unwrap();
+        let next = database.dispatch(&NewTask::new("millhand.noop"));
+        database.wait_for_state(running, TaskState::Failed);
+        // Its thread starts anew, and waits for longer than a ttl.
+        wait_until(&database, "a row that nobody renews", SOON, || {
+            let now = workers(&mut connection);
+            if matches!(now[..], [(id, true)] if id != before) {
+                Ok(())
+            } else {
+                Err((now, worker.stderr()))
+            }
+        });
+        assert_eq!(database.task(next).state, TaskState::Waiting);
+        connection.batch_execute("DROP TRIGGER full_disk ON millhand.worker").unwrap();
+        database.wait_for_state(next, TaskState::Completed);
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
@@ -248,6 +303,78 @@ fn a_server_stopped_hard_under_load_loses_no_task() {
         for worker in workers {
             worker.stop(Signal::TERM);
         }
+        assert_clean(&database, &workshop);
+    }
+}
+
+/// Stops the server's process behind the housekeeper's session, which holds
+/// nothing then, and returns its pid.
+fn freeze_idle_housekeeper(database: &Database) -> Pid {
+    let mut connection = database.connect();
+    let mut state = |pid: i32| -> String {
+        let query = "SELECT state FROM pg_stat_activity WHERE pid = $1";
+        connection.query_one(query, &[&pid]).unwrap().get(0)
+    };
+    let pid = sessions(database, HOUSEKEEPER)[0];
+    let session = Pid::from_raw(pid).unwrap();
+    wait_until(database, "an idle housekeeper is frozen", SOON, || {
+        if state(pid) == "idle" {
+            kill_process(session, Signal::STOP).unwrap();
+            if state(pid) == "idle" {
+                return Ok(session);
+            }
+            kill_process(session, Signal::CONT).unwrap();
+        }
+        Err("busy")
+    })
+}
+
+/// Stands in for a server that was restored from a backup, where elder tasks
+/// wait again: one appears below all that the worker knows to be finished.
+#[test]
+fn a_worker_that_comes_back_looks_from_the_beginning() {
+    for worker_type in WORKER_TYPES {
+        // Its own server: one of its sessions stands still for a while.
+        let server = start_server();
+        let database = Database::of(&server);
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let worker = workshop.worker(worker_type, &[]);
+        let mut connection = database.connect();
+        for _ in 0..3 {
+            database.dispatch(&NewTask::new("millhand.noop"));
+        }
+        let gate = database.dispatch(&gate_task(&workshop, "gate", "a"));
+        workshop.wait_at_gate(&database, "a");
+        // Two polls after the last draw of a position, all below is finished.
+        let mut polls = BTreeSet::new();
+        wait_until(&database, "some polls", SOON, || {
+            let query =
+                "SELECT query_start::text FROM pg_stat_activity WHERE application_name = $1";
+            polls.insert(connection.query_one(query, &[&HOUSEKEEPER]).unwrap().get::<_, String>(0));
+            if polls.len() > 4 { Ok(()) } else { Err(polls.len()) }
+        });
+        let session = freeze_idle_housekeeper(&database);
+        let before = workers(&mut connection)[0].0;
+        let later = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
+        connection
+            .execute(
+                "INSERT INTO millhand.task (name, position, exclusive)
+                 VALUES ('millhand.noop', 0, '{r}')",
+                &[],
+            )
+            .unwrap();
+        assert_eq!(database.terminate("application_name LIKE 'millhand worker %'"), 1);
+        workshop.open_gate("a");
+        wait_until(&database, "its thread has come back", SOON, || {
+            let now = workers(&mut connection);
+            if matches!(now[..], [(id, _)] if id != before) { Ok(()) } else { Err(now) }
+        });
+        assert_eq!(database.terminate(&format!("application_name = '{HOUSEKEEPER}'")), 1);
+        kill_process(session, Signal::CONT).unwrap();
+        database.wait_for_state(later, TaskState::Completed);
+        assert_eq!(database.task(gate).state, TaskState::Failed);
+        worker.stop(Signal::TERM);
+        // The oracle knows the order.
         assert_clean(&database, &workshop);
     }
 }
