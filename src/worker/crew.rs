@@ -10,8 +10,9 @@
 //! - The sentinel's own turn was inconclusive: it looks again soon.
 //!
 //! A turn that is under way may have looked before the reason to wake somebody
-//! arose. Such reasons are counted, and a turn that found nothing while the
-//! count went up is taken again.
+//! arose. Where nobody could be woken for it, the reason is counted, and so is
+//! the end of each task, which turns under way may have seen running still: a
+//! turn that found nothing while a count went up is taken again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,8 +43,10 @@ struct State {
     /// Whether the bell hangs on the sentinel's connection.
     bell_hung: bool,
     turns_under_way: usize,
-    /// Reasons to look that arose so far.
+    /// Reasons to look that arose so far and that nobody was woken for.
     reasons: u64,
+    /// Tasks that ended so far.
+    ends: u64,
     /// Inconclusive looks of the sentinel in a row.
     retries: u32,
 }
@@ -59,6 +62,7 @@ pub(crate) struct Plan {
     pub(crate) hang_bell: bool,
     ends_task: bool,
     reasons: u64,
+    ends: u64,
 }
 
 /// What a worker does after a turn that found nothing.
@@ -92,6 +96,7 @@ impl Crew {
                 bell_hung: false,
                 turns_under_way: 0,
                 reasons: 0,
+                ends: 0,
                 retries: 0,
             }),
         }
@@ -108,13 +113,13 @@ impl Crew {
     /// will see to it.
     pub(crate) fn ring(&self) {
         let mut state = self.lock();
-        state.reasons += 1;
         let sentinel = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
         // A turn may be held up, by a row that somebody keeps locked.
         let room = state.turns_under_way < MAX_TURNS_UNDER_WAY;
         let any = state.idle.last().copied().filter(|_| room);
-        if let Some(worker) = sentinel.or(any) {
-            self.wake(&mut state, worker);
+        match sentinel.or(any) {
+            Some(worker) => self.wake(&mut state, worker),
+            None => state.reasons += 1,
         }
     }
 
@@ -149,6 +154,7 @@ impl Crew {
             hang_bell: is_sentinel,
             ends_task,
             reasons: state.reasons,
+            ends: state.ends,
         }
     }
 
@@ -160,10 +166,10 @@ impl Crew {
         if is_sentinel {
             state.bell_hung = found.bell_hung;
         }
-        let is_stale = state.reasons != plan.reasons;
+        let missed_reasons = state.reasons != plan.reasons;
+        let missed_ends = state.ends != plan.ends;
         if plan.ends_task {
-            // Turns under way may have looked before the end was committed.
-            state.reasons += 1;
+            state.ends += 1;
         }
         if found.task {
             if is_sentinel {
@@ -175,7 +181,8 @@ impl Crew {
             // will see to that, and waking somebody for it would soon have
             // woken everybody.
             // It did not look for more if nobody was idle when it began.
-            let more = found.more || is_stale || !plan.idle_siblings && !state.idle.is_empty();
+            let more =
+                found.more || missed_reasons || !plan.idle_siblings && !state.idle.is_empty();
             let wanted = more && state.turns_under_way < MAX_TURNS_UNDER_WAY
                 || state.sentinel.is_none() && state.turns_under_way == 0;
             match state.idle.last().copied() {
@@ -187,7 +194,7 @@ impl Crew {
         }
         let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
         // Without a sentinel, its predecessor found work meanwhile.
-        if !enough && (is_stale || state.sentinel.is_none()) {
+        if !enough && (missed_reasons || missed_ends || state.sentinel.is_none()) {
             return Rest::Again;
         }
         if is_sentinel && found.unfinished {

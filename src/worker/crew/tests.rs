@@ -389,7 +389,7 @@ impl World {
         }
     }
 
-    /// As `claim_task`, and what follows it in `next_task`.
+    /// The look of `next_task`, and what follows it.
     fn claim(&mut self, worker: usize, mut turn: Turn, snapshot: &[State]) -> Step {
         turn.found.more = false;
         for task in 0..snapshot.len() {
@@ -409,7 +409,12 @@ impl World {
                 turn.found.inconclusive = true;
             } else {
                 turn.task = Some(task);
-                if !turn.look_further {
+                // What the ended task has freed is taken again.
+                let takes_all = self.workers[worker].ended.is_some_and(|ended| {
+                    let freed = self.tasks[ended].resource;
+                    freed.is_none() || freed == self.tasks[task].resource
+                });
+                if !turn.look_further || takes_all {
                     break;
                 }
             }
