@@ -19,23 +19,26 @@ CREATE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    called record;
+    first record;
 BEGIN
     -- 8 of each, because others may be about to bring the first ones back.
-    SELECT t.id, t.position INTO called
-      FROM unnest(handlers) AS handler
-     CROSS JOIN LATERAL (SELECT p.task_id, p.position FROM millhand.parked p
-                          WHERE p.handler = handler ORDER BY p.position LIMIT 8) AS first
-      JOIN millhand.task t ON t.id = first.task_id
-     WHERE t.parked IS TRUE
-     ORDER BY first.position LIMIT 1
-       FOR NO KEY UPDATE OF t SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    UPDATE millhand.task SET parked = false WHERE id = called.id;
-    DELETE FROM millhand.parked WHERE position = called.position;
-    RETURN true;
+    FOR first IN
+        SELECT w.task_id, w.position
+          FROM unnest(handlers) AS name
+         CROSS JOIN LATERAL (SELECT p.task_id, p.position FROM millhand.parked p
+                              WHERE p.handler = name ORDER BY p.position LIMIT 8) AS w
+         ORDER BY w.position
+    LOOP
+        UPDATE millhand.task SET parked = false
+         WHERE id = (SELECT t.id FROM millhand.task t
+                      WHERE t.id = first.task_id AND t.parked IS TRUE
+                        FOR NO KEY UPDATE SKIP LOCKED);
+        IF FOUND THEN
+            DELETE FROM millhand.parked WHERE position = first.position;
+            RETURN true;
+        END IF;
+    END LOOP;
+    RETURN false;
 END
 $$;
 
@@ -374,14 +377,17 @@ BEGIN
         <<look>>
         FOR candidate IN
             SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
-                   CASE WHEN EXISTS (SELECT FROM millhand.parked)
-                        THEN EXISTS (SELECT FROM millhand.parked p
-                                      WHERE p.resource = ANY (t.exclusive)
-                                        AND p.position < t.position)
+                   CASE t.position > (SELECT p.position FROM millhand.parked p
+                                       ORDER BY p.position LIMIT 1)
+                        WHEN false THEN false
+                        WHEN true THEN NOT has_unparked
+                             OR EXISTS (SELECT FROM millhand.parked p
+                                         WHERE p.resource = ANY (t.exclusive)
+                                           AND p.position < t.position)
                              OR EXISTS (SELECT FROM millhand.parked p
                                          WHERE p.exclusive AND p.resource = ANY (t.shared)
                                            AND p.position < t.position)
-                        END AS behind_parked
+                        END AS behind_parked -- null if nothing is parked
               FROM millhand.task t
              WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
                AND t.position >= low
@@ -522,7 +528,10 @@ DECLARE
     blockers bigint[];
     locked bigint[];
 BEGIN
-    -- The first in line that is in the way of each, by its position.
+    -- A blocker of each, by its position: one that is still there in a moment
+    -- and can be locked, and the same for many. So rather the last in line
+    -- before all these than the first, which may be ending; else the first of
+    -- these, or of those that are parked.
     WITH need AS MATERIALIZED (
         SELECT t.id, t.position, n.resource, n.exclusive
           FROM millhand.task t
@@ -530,33 +539,40 @@ BEGIN
                               UNION ALL
                              SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
          WHERE t.id = ANY (candidates)
-    ), ahead AS (
-        SELECT n.resource, n.exclusive, t.position
+    ), before AS (
+        SELECT n.resource, max(t.position) AS last,
+               max(t.position) FILTER (WHERE n.exclusive) AS last_exclusive
           FROM millhand.task t
          CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
                               UNION ALL
                              SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-           AND t.position >= low AND t.position < (SELECT max(position) FROM need)
-         UNION ALL
-        SELECT line.resource, first.exclusive, first.position
-          FROM (SELECT DISTINCT resource FROM need) AS line
-         CROSS JOIN LATERAL ((SELECT p.exclusive, p.position FROM millhand.parked p
-                               WHERE p.resource = line.resource ORDER BY p.position LIMIT 1)
-                              UNION ALL
-                             (SELECT p.exclusive, p.position FROM millhand.parked p
-                               WHERE p.resource = line.resource AND p.exclusive
-                               ORDER BY p.position LIMIT 1)) AS first
-    ), line AS (
-        SELECT resource, min(position) AS first,
-               min(position) FILTER (WHERE exclusive) AS first_exclusive
-          FROM ahead GROUP BY resource
+           AND t.position >= low AND t.position < (SELECT min(position) FROM need)
+         GROUP BY n.resource
+    ), head AS (
+        SELECT h.resource, min(h.position) AS first,
+               min(h.position) FILTER (WHERE h.exclusive) AS first_exclusive
+          FROM (SELECT resource, exclusive, position FROM need
+                 UNION ALL
+                SELECT line.resource, p.exclusive, p.position
+                  FROM (SELECT DISTINCT resource FROM need) AS line
+                 CROSS JOIN LATERAL ((SELECT p.exclusive, p.position FROM millhand.parked p
+                                       WHERE p.resource = line.resource
+                                       ORDER BY p.position LIMIT 1)
+                                      UNION ALL
+                                     (SELECT p.exclusive, p.position FROM millhand.parked p
+                                       WHERE p.resource = line.resource AND p.exclusive
+                                       ORDER BY p.position LIMIT 1)) AS p) AS h
+         GROUP BY h.resource
     ), blocked AS (
-        SELECT need.id, min(CASE WHEN need.exclusive THEN line.first
-                                 ELSE line.first_exclusive END) AS blocker
-          FROM need JOIN line USING (resource)
-         WHERE need.position > CASE WHEN need.exclusive THEN line.first
-                                    ELSE line.first_exclusive END
+        SELECT need.id, max(b.blocker) AS blocker
+          FROM need
+          JOIN head USING (resource)
+          LEFT JOIN before USING (resource)
+         CROSS JOIN LATERAL
+               (SELECT CASE WHEN need.exclusive THEN coalesce(before.last, head.first)
+                            ELSE coalesce(before.last_exclusive, head.first_exclusive) END) AS b (blocker)
+         WHERE b.blocker < need.position
          GROUP BY need.id
     )
     SELECT array_agg(id), array_agg(blocker) INTO ids, blockers FROM blocked;

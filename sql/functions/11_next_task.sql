@@ -94,14 +94,17 @@ BEGIN
         <<look>>
         FOR candidate IN
             SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
-                   CASE WHEN EXISTS (SELECT FROM millhand.parked)
-                        THEN EXISTS (SELECT FROM millhand.parked p
-                                      WHERE p.resource = ANY (t.exclusive)
-                                        AND p.position < t.position)
+                   CASE t.position > (SELECT p.position FROM millhand.parked p
+                                       ORDER BY p.position LIMIT 1)
+                        WHEN false THEN false
+                        WHEN true THEN NOT has_unparked
+                             OR EXISTS (SELECT FROM millhand.parked p
+                                         WHERE p.resource = ANY (t.exclusive)
+                                           AND p.position < t.position)
                              OR EXISTS (SELECT FROM millhand.parked p
                                          WHERE p.exclusive AND p.resource = ANY (t.shared)
                                            AND p.position < t.position)
-                        END AS behind_parked
+                        END AS behind_parked -- null if nothing is parked
               FROM millhand.task t
              WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
                AND t.position >= low
