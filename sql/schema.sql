@@ -336,7 +336,7 @@ CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers 
 DECLARE
     freed text[];
     look_further boolean;
-    deep boolean;
+    is_deep boolean := hang_bell OR take_bell_down;
     has_unparked boolean := false;
     lines text[];
     held_up boolean;
@@ -406,7 +406,7 @@ BEGIN
                     ELSIF candidate.name <> ALL (handlers) THEN
                         -- Others may have a handler; it keeps its place.
                         more := look_further;
-                        IF deep AND n_passed >= 20 THEN
+                        IF is_deep AND n_passed >= 20 THEN
                             for_others := for_others || candidate.id;
                         END IF;
                     ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
@@ -437,10 +437,10 @@ BEGIN
                 END IF;
                 n_passed := n_passed + 1;
                 IF n_passed > 20 THEN
-                    IF deep AND blocked THEN
+                    IF is_deep AND blocked THEN
                         behind := behind || candidate.id;
                     END IF;
-                    IF n_passed = 200 AND deep IS NULL OR n_passed = 1000 THEN
+                    IF n_passed = 200 AND NOT is_deep OR n_passed = 1000 THEN
                         unfinished := true;
                         more := look_further;
                         EXIT look;
@@ -474,28 +474,30 @@ BEGIN
                 CONTINUE looks;
             END IF;
         END IF;
-        IF task_id IS NULL AND deep AND n_passed > 100 THEN
-            -- Parked tasks that nobody could lock for the moment would be met
-            -- again at once.
+        EXIT WHEN task_id IS NOT NULL;
+        IF is_deep AND n_passed > 100 THEN
             locked := millhand.park(behind, low);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
+                -- Others have their rows in hand.
                 unfinished := false;
                 inconclusive := true;
             END IF;
-        ELSIF task_id IS NULL AND hang_bell AND deep IS NULL THEN
-            PERFORM pg_advisory_lock_shared(millhand.bell_lock());
-            bell_hung := true;
-            inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
-            IF NOT inconclusive THEN
-                PERFORM pg_advisory_unlock(millhand.dispatching_lock());
-            END IF;
-            deep := true;
-            has_unparked := false;
-            unfinished := NULL;
-            CONTINUE looks;
         END IF;
-        EXIT;
+        EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;
+        PERFORM pg_advisory_lock_shared(millhand.bell_lock());
+        bell_hung := true;
+        inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
+        IF NOT inconclusive THEN
+            PERFORM pg_advisory_unlock(millhand.dispatching_lock());
+        END IF;
+        is_deep := false;
+        has_unparked := false;
     END LOOP;
+    IF bell_hung AND unfinished THEN
+        -- Much has come meanwhile, or could not be parked: look again soon.
+        unfinished := false;
+        inconclusive := true;
+    END IF;
     IF bell_hung AND task_id IS NOT NULL THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
         bell_hung := false;

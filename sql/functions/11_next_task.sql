@@ -15,16 +15,17 @@
 -- at once when a worker has died.
 --
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
--- which costs little, and a `deep` one to 1,000: if it has passed over many, it
--- parks those beyond the page, and the next look, at once, goes on from there.
+-- which costs little, and that of the worker that waits for its whole process
+-- to 1,000: if it has passed over many, it parks those beyond the page, and the
+-- next look, at once, goes on from there.
 -- `low` is a position below which nothing is incomplete (poll).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
 -- that who dispatches can see that somebody must be woken (ring). The worker
--- hangs the bell first (`hang_bell`) and looks once more afterwards, deep. A
--- dispatch that saw no bell and has not committed yet would then go unnoticed,
--- but it holds dispatching_lock until its end, so an exclusive try for that
--- tells of it, and the look was `inconclusive`.
+-- hangs the bell first (`hang_bell`) and looks once more afterwards. A dispatch
+-- that saw no bell and has not committed yet would then go unnoticed, but it
+-- holds dispatching_lock until its end, so an exclusive try for that tells of
+-- it, and the look was `inconclusive`.
 --
 -- `idle_siblings`: the worker's process has other workers to wake, and `more`
 -- says that yet another waiting task looked free, whoever has a handler for it.
@@ -53,7 +54,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     freed text[];
     look_further boolean;
-    deep boolean;
+    is_deep boolean := hang_bell OR take_bell_down;
     has_unparked boolean := false;
     lines text[];
     held_up boolean;
@@ -123,7 +124,7 @@ BEGIN
                     ELSIF candidate.name <> ALL (handlers) THEN
                         -- Others may have a handler; it keeps its place.
                         more := look_further;
-                        IF deep AND n_passed >= 20 THEN
+                        IF is_deep AND n_passed >= 20 THEN
                             for_others := for_others || candidate.id;
                         END IF;
                     ELSIF millhand.try_locks(candidate.id, candidate.exclusive, candidate.shared) THEN
@@ -154,10 +155,10 @@ BEGIN
                 END IF;
                 n_passed := n_passed + 1;
                 IF n_passed > 20 THEN
-                    IF deep AND blocked THEN
+                    IF is_deep AND blocked THEN
                         behind := behind || candidate.id;
                     END IF;
-                    IF n_passed = 200 AND deep IS NULL OR n_passed = 1000 THEN
+                    IF n_passed = 200 AND NOT is_deep OR n_passed = 1000 THEN
                         unfinished := true;
                         more := look_further;
                         EXIT look;
@@ -191,28 +192,30 @@ BEGIN
                 CONTINUE looks;
             END IF;
         END IF;
-        IF task_id IS NULL AND deep AND n_passed > 100 THEN
-            -- Parked tasks that nobody could lock for the moment would be met
-            -- again at once.
+        EXIT WHEN task_id IS NOT NULL;
+        IF is_deep AND n_passed > 100 THEN
             locked := millhand.park(behind, low);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
+                -- Others have their rows in hand.
                 unfinished := false;
                 inconclusive := true;
             END IF;
-        ELSIF task_id IS NULL AND hang_bell AND deep IS NULL THEN
-            PERFORM pg_advisory_lock_shared(millhand.bell_lock());
-            bell_hung := true;
-            inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
-            IF NOT inconclusive THEN
-                PERFORM pg_advisory_unlock(millhand.dispatching_lock());
-            END IF;
-            deep := true;
-            has_unparked := false;
-            unfinished := NULL;
-            CONTINUE looks;
         END IF;
-        EXIT;
+        EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;
+        PERFORM pg_advisory_lock_shared(millhand.bell_lock());
+        bell_hung := true;
+        inconclusive := NOT pg_try_advisory_lock(millhand.dispatching_lock());
+        IF NOT inconclusive THEN
+            PERFORM pg_advisory_unlock(millhand.dispatching_lock());
+        END IF;
+        is_deep := false;
+        has_unparked := false;
     END LOOP;
+    IF bell_hung AND unfinished THEN
+        -- Much has come meanwhile, or could not be parked: look again soon.
+        unfinished := false;
+        inconclusive := true;
+    END IF;
     IF bell_hung AND task_id IS NOT NULL THEN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
         bell_hung := false;

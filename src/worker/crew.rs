@@ -15,7 +15,7 @@
 //! turn that found nothing while a count went up is taken again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::inbox::{Event, Mailbox};
 
@@ -30,6 +30,15 @@ const MAX_TURNS_UNDER_WAY: usize = 8;
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
+/// How long the bell stays down when it rings in vain again and again, each time
+/// within `QUIET` of being hung: first, and at most. Who dispatches thousands of
+/// tasks a second that nobody here can start yet would otherwise ring each time,
+/// and a NOTIFY makes commits queue for one lock of the whole server. The most
+/// is what a task that could start may wait for in that case.
+const FIRST_REST_OF_BELL: Duration = Duration::from_millis(1);
+const LAST_REST_OF_BELL: Duration = Duration::from_millis(16);
+const QUIET: Duration = Duration::from_millis(50);
+
 pub(crate) struct Crew {
     mailboxes: Vec<Mailbox>,
     state: Mutex<State>,
@@ -40,8 +49,10 @@ struct State {
     idle: Vec<usize>,
     /// Who has hung the bell, or is about to.
     sentinel: Option<usize>,
-    /// Whether the bell hangs on the sentinel's connection.
-    bell_hung: bool,
+    /// Since when the bell hangs on the sentinel's connection.
+    bell_hung: Option<Instant>,
+    /// How often it rang in vain of late.
+    vain_rings: u32,
     turns_under_way: usize,
     /// Reasons to look that arose so far and that nobody was woken for.
     reasons: u64,
@@ -93,7 +104,8 @@ impl Crew {
             state: Mutex::new(State {
                 idle: Vec::new(),
                 sentinel: None,
-                bell_hung: false,
+                bell_hung: None,
+                vain_rings: 0,
                 turns_under_way: 0,
                 reasons: 0,
                 ends: 0,
@@ -147,11 +159,15 @@ impl Crew {
             state.sentinel.get_or_insert(worker);
         }
         let is_sentinel = state.sentinel == Some(worker);
-        let take_bell_down = is_sentinel && std::mem::take(&mut state.bell_hung);
+        let bell_hung = state.bell_hung.take_if(|_| is_sentinel);
+        let take_bell_down = bell_hung.is_some();
+        if bell_hung.is_some_and(|since| since.elapsed() > QUIET) {
+            state.vain_rings = 0;
+        }
         Plan {
             idle_siblings: !state.idle.is_empty(),
             take_bell_down,
-            hang_bell: is_sentinel,
+            hang_bell: is_sentinel && !(take_bell_down && state.vain_rings > 0),
             ends_task,
             reasons: state.reasons,
             ends: state.ends,
@@ -164,7 +180,12 @@ impl Crew {
         state.turns_under_way -= 1;
         let is_sentinel = state.sentinel == Some(worker);
         if is_sentinel {
-            state.bell_hung = found.bell_hung;
+            state.bell_hung = found.bell_hung.then(Instant::now);
+            if found.task {
+                state.vain_rings = 0;
+            } else if plan.take_bell_down {
+                state.vain_rings += 1;
+            }
         }
         let missed_reasons = state.reasons != plan.reasons;
         let missed_ends = state.ends != plan.ends;
@@ -212,6 +233,11 @@ impl Crew {
             }
             return Rest::Wait(None);
         }
+        if !plan.hang_bell {
+            let rest =
+                FIRST_REST_OF_BELL.saturating_mul(1 << state.vain_rings.saturating_sub(2).min(16));
+            return Rest::Wait(Some(rest.min(LAST_REST_OF_BELL)));
+        }
         if !found.inconclusive {
             state.retries = 0;
             return Rest::Wait(None);
@@ -228,7 +254,7 @@ impl Crew {
         state.idle.retain(|idle| *idle != worker);
         if state.sentinel == Some(worker) {
             state.sentinel = None;
-            state.bell_hung = false;
+            state.bell_hung = None;
             state.retries = 0;
         }
         match state.idle.last().copied() {
