@@ -77,7 +77,8 @@ pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCod
 impl Rounds {
     fn measure(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
         let one = Load { processes: 1, duration: None, ..load.clone() };
-        execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
+        execute(client, include_str!("../../../sql/bench/limit_table.sql"))?;
+        execute(client, include_str!("../../../sql/bench/limit_rows.sql"))?;
         execute(client, "CHECKPOINT")?;
         self.limit.push(said("limit", pgbench(url, include_str!("../../../sql/bench/limit.sql"))?));
         for (threads, series) in [(8, &mut self.drain_8), (MANY, &mut self.drain_many)] {
@@ -89,7 +90,7 @@ impl Rounds {
             self.bulk.push(number(&figures, "bulk_dispatch_per_second"));
             self.n_violations += number(&figures, "violations") as u64;
         }
-        execute(client, include_str!("../../../sql/bench/limit_setup.sql"))?;
+        execute(client, include_str!("../../../sql/bench/limit_table.sql"))?;
         self.insert.push(said(
             "bare INSERT",
             pgbench(url, include_str!("../../../sql/bench/insert.sql"))?,
@@ -297,6 +298,12 @@ fn lines(
             "dispatch in bulk, tasks/s",
             median(&rounds.bulk),
             Some(AtLeast(50_000.0)),
+        ),
+        line(
+            "insert_p50_ms",
+            "bare INSERT at the pace of pickup p50, ms",
+            number(pickup_1, "insert_p50_ms"),
+            None,
         ),
         line(
             "pickup_1_p50_ms",
