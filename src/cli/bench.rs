@@ -6,6 +6,7 @@
 
 mod fleet;
 mod measure;
+mod single;
 mod suite;
 
 use std::process::ExitCode;

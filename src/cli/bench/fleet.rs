@@ -1,11 +1,13 @@
 //! The worker processes of a bench.
 
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use millhand::{Error, fleet};
 use postgres::Client;
 use rustix::process::{Pid, Signal};
+use tempfile::NamedTempFile;
 
 use super::{Load, PATIENCE};
 use crate::cli::dev::this_program;
@@ -13,22 +15,44 @@ use crate::cli::dev::this_program;
 /// How often the table is asked whether all is done.
 const LOOK: Duration = Duration::from_millis(25);
 
+/// Commands that a fleet may be asked to run.
+const COMMANDS: &str = "[handlers]\n\
+    \"bench.sleep\" = { command = [\"sleep\", \"600\"] }\n\
+    \"bench.true\" = { command = [\"true\"] }\n";
+
 pub(super) struct Fleet {
     processes: Vec<Child>,
     n_workers: usize,
+    /// Settings of the user's own workers are none of the bench's.
+    _config: NamedTempFile,
 }
 
 impl Fleet {
     /// Starts the processes; they come online by themselves.
     pub(super) fn start(url: &str, load: &Load) -> Result<Fleet, Error> {
+        Fleet::configured(url, load, "")
+    }
+
+    /// Starts processes that can run the commands `bench.sleep` and `bench.true`.
+    pub(super) fn with_commands(url: &str, load: &Load) -> Result<Fleet, Error> {
+        Fleet::configured(url, load, COMMANDS)
+    }
+
+    fn configured(url: &str, load: &Load, settings: &str) -> Result<Fleet, Error> {
         let program = this_program()?;
+        let unwritable = |error: std::io::Error| Error::Unavailable {
+            doing: "could not write the workers' settings".to_owned(),
+            source: error.into(),
+        };
+        let mut config = NamedTempFile::new().map_err(unwritable)?;
+        config.write_all(settings.as_bytes()).map_err(unwritable)?;
         let mut processes = Vec::new();
         for _ in 0..load.processes {
             let child = Command::new(&program)
                 .args(["worker", "--type", load.worker_type.as_str(), "--threads"])
                 .arg(load.threads.to_string())
-                // Settings of the user's own workers are none of the bench's.
-                .args(["--config", "/dev/null"])
+                .arg("--config")
+                .arg(config.path())
                 .env("MILLHAND_DATABASE_URL", url)
                 .env("RUST_LOG", "warn")
                 .stdin(Stdio::null())
@@ -40,7 +64,7 @@ impl Fleet {
                 })?;
             processes.push(child);
         }
-        Ok(Fleet { processes, n_workers: load.processes * load.threads })
+        Ok(Fleet { processes, n_workers: load.processes * load.threads, _config: config })
     }
 
     /// The processes' ids.
@@ -101,6 +125,15 @@ impl Fleet {
         }
         self.processes.clear();
         Ok(())
+    }
+
+    /// Kills the processes at once.
+    pub(super) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        for process in &mut self.processes {
+            let _ = process.wait();
+        }
+        self.processes.clear();
     }
 
     fn signal(&self, signal: Signal) {

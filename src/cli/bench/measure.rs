@@ -82,6 +82,13 @@ impl Meter {
         figures.insert("worker_memory_mib".to_owned(), json!(memory));
         Ok(figures)
     }
+
+    /// Processor seconds of Postgres since the start; not a number if it runs
+    /// elsewhere.
+    pub(super) fn postgres_cpu(&mut self, client: &mut Client) -> Result<f64, Error> {
+        let after = read(client)?.postgres_cpu;
+        Ok(after.zip(self.before.postgres_cpu).map_or(f64::NAN, |(after, before)| after - before))
+    }
 }
 
 fn read(client: &mut Client) -> Result<Reading, Error> {

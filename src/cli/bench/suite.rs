@@ -3,13 +3,13 @@
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
 
 use millhand::{Error, NewTask, client, server};
 use postgres::Client;
 use serde_json::{Map, Value, json};
 
 use super::fleet::Fleet;
+use super::single::{self, wait_until_running};
 use super::{Load, What, clear, execute, measure, percentile};
 use crate::cli::{Failure, output};
 
@@ -35,7 +35,17 @@ struct Rounds {
     dispatch_idle: Series,
     dispatch_busy: Series,
     bulk: Series,
+    memory_8: Series,
     n_violations: u64,
+}
+
+/// What is measured once.
+struct Single {
+    cancels: Series,
+    kills: Series,
+    command_overhead: f64,
+    burst: f64,
+    growth: f64,
 }
 
 pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCode, Failure> {
@@ -47,12 +57,18 @@ pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCod
     eprintln!("pickup, cancel and idle");
     let one = Load { processes: 1, duration: None, tasks: None, ..load.clone() };
     let many = Load { threads: MANY, ..one.clone() };
-    let pickup_1 = measure(What::Pickup, url, client, &Load { threads: 1, ..one })?;
+    let pickup_1 = measure(What::Pickup, url, client, &Load { threads: 1, ..one.clone() })?;
     let pickup_many = measure(What::Pickup, url, client, &many)?;
     let idle = measure(What::Idle, url, client, &many)?;
-    let cancels = cancels(url, client, load)?;
-    clear(client)?;
-    let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &cancels);
+    eprintln!("command, death, burst and growth");
+    let single = Single {
+        cancels: single::cancels(url, client, &one)?,
+        kills: single::kills(url, client, &one)?,
+        command_overhead: single::command_overhead(url, client, &one)?,
+        burst: single::burst_ratio(url, client, &one)?,
+        growth: single::claim_growth(url, client, &one)?,
+    };
+    let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &single);
     let mut out = std::io::stdout().lock();
     if load.json {
         let figures: Map<String, Value> =
@@ -87,6 +103,9 @@ impl Rounds {
                 &format!("drain, {threads} threads"),
                 number(&figures, "tasks_per_second"),
             ));
+            if threads == 8 {
+                self.memory_8.push(number(&figures, "worker_memory_mib"));
+            }
             self.bulk.push(number(&figures, "bulk_dispatch_per_second"));
             self.n_violations += number(&figures, "violations") as u64;
         }
@@ -102,14 +121,14 @@ impl Rounds {
         let blocker =
             NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
         client::dispatch(client, &blocker)?;
-        wait_until(client, "running", 1)?;
+        wait_until_running(client, 1)?;
         self.dispatch_idle.push(said(
             "dispatch, idle fleet",
             pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
         ));
         let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
         client::dispatch_many(client, &vec![sleep; MANY - 1])?;
-        wait_until(client, "running", MANY as i64)?;
+        wait_until_running(client, MANY as i64)?;
         self.dispatch_busy.push(said(
             "dispatch, busy fleet",
             pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
@@ -119,46 +138,10 @@ impl Rounds {
     }
 }
 
-/// Milliseconds from the call of cancel to the final state, of commands that
-/// run.
-fn cancels(url: &str, client: &mut Client, load: &Load) -> Result<Series, Error> {
-    let mut fleet = Fleet::start(url, &Load { threads: 1, processes: 1, ..load.clone() })?;
-    fleet.wait_until_online(client)?;
-    let mut times = Series::new();
-    for _ in 0..30 {
-        let task = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
-        let id = client::dispatch(client, &task)?;
-        wait_until(client, "running", 1)?;
-        let began = Instant::now();
-        client::cancel(client, id)?;
-        while !client::get_task(client, id)?.state.is_final() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        times.push(began.elapsed().as_secs_f64() * 1e3);
-    }
-    fleet.stop()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
 /// Shows a figure as it comes; the run takes minutes.
 fn said(what: &str, per_second: f64) -> f64 {
     eprintln!("  {what}: {per_second:.0}/s");
     per_second
-}
-
-fn wait_until(client: &mut Client, state: &str, n_tasks: i64) -> Result<(), Error> {
-    let deadline = Instant::now() + super::PATIENCE;
-    while Instant::now() < deadline {
-        let row = client
-            .query_one(include_str!("../../../sql/bench/count_state.sql"), &[&state])
-            .map_err(|error| Error::postgres("could not count tasks", error))?;
-        if row.get::<_, i64>(0) >= n_tasks {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Err(Error::Conflict(format!("there were never {n_tasks} tasks {state}")))
 }
 
 /// Transactions a second of a script.
@@ -233,7 +216,7 @@ fn lines(
     pickup_1: &Map<String, Value>,
     pickup_many: &Map<String, Value>,
     idle: &Map<String, Value>,
-    cancels: &Series,
+    single: &Single,
 ) -> Vec<Line> {
     use Budget::{AtLeast, Below};
     let line =
@@ -332,14 +315,38 @@ fn lines(
         line(
             "cancel_p50_ms",
             "cancel of a running task p50, ms",
-            percentile(cancels, 0.5),
+            percentile(&single.cancels, 0.5),
             Some(Below(50.0)),
         ),
         line(
             "cancel_max_ms",
             "cancel of a running task max, ms",
-            percentile(cancels, 1.0),
+            percentile(&single.cancels, 1.0),
             Some(Below(50.0)),
+        ),
+        line(
+            "kill_max_ms",
+            "worker killed, its task final max, ms",
+            percentile(&single.kills, 1.0),
+            Some(Below(2000.0)),
+        ),
+        line(
+            "command_overhead_ms",
+            "a command as a task, beyond a bare spawn, ms",
+            single.command_overhead,
+            Some(Below(2.0)),
+        ),
+        line(
+            "burst_ratio",
+            "burst of 256 x 0.5 s, 32 threads, of the ideal",
+            single.burst,
+            Some(Below(1.1)),
+        ),
+        line(
+            "claim_growth_ratio",
+            "task on a full table, of one on an empty one",
+            single.growth,
+            Some(Below(1.5)),
         ),
         line(
             "idle_statements_per_second",
@@ -354,10 +361,16 @@ fn lines(
             Some(Below(0.5)),
         ),
         line(
+            "memory_8_mib",
+            "memory of 8 threads after a drain, MiB",
+            median(&rounds.memory_8),
+            Some(Below(30.0)),
+        ),
+        line(
             "idle_memory_mib",
             "memory of 80 threads, MiB",
             number(idle, "worker_memory_mib"),
-            None,
+            Some(Below(80.0)),
         ),
     ]
 }
@@ -368,6 +381,6 @@ fn median(series: &Series) -> f64 {
     percentile(&sorted, 0.5)
 }
 
-fn number(figures: &Map<String, Value>, name: &str) -> f64 {
+pub(super) fn number(figures: &Map<String, Value>, name: &str) -> f64 {
     figures.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)
 }

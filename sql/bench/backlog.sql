@@ -1,0 +1,5 @@
+-- A million finished tasks.
+INSERT INTO millhand.task (name, state, position, exclusive, started_at, finished_at)
+SELECT 'millhand.noop', 'completed', nextval('millhand.task_position'), ARRAY['r' || n % 128],
+       clock_timestamp(), clock_timestamp()
+  FROM generate_series(1, 1000000) AS n;

@@ -1,0 +1,237 @@
+//! Figures of `bench all` that are no rates: how long a cancel and a death take,
+//! what a command costs, how near a burst comes to the ideal, what a claim costs
+//! on a full table.
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use millhand::{Error, NewTask, TaskId, client, db};
+use postgres::Client;
+use serde_json::json;
+
+use super::fleet::Fleet;
+use super::measure::Meter;
+use super::{Load, PATIENCE, clear, execute};
+
+/// What is taken of each, and the median or the worst of it.
+const N_CANCELS: usize = 30;
+const N_KILLS: usize = 5;
+const N_COMMANDS: usize = 300;
+const N_CLAIMS: usize = 5_000;
+/// How often a row is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Milliseconds from the call of cancel to the final state, of commands that
+/// run; sorted.
+pub(super) fn cancels(url: &str, client: &mut Client, load: &Load) -> Result<Vec<f64>, Error> {
+    let mut fleet = Fleet::with_commands(url, &Load { threads: 1, ..load.clone() })?;
+    fleet.wait_until_online(client)?;
+    let mut times = Vec::new();
+    for _ in 0..N_CANCELS {
+        let id = client::dispatch(client, &NewTask::new("bench.sleep"))?;
+        wait_until_running(client, 1)?;
+        let began = Instant::now();
+        client::cancel(client, id)?;
+        wait_until_final(client, id)?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    fleet.stop()?;
+    times.sort_by(f64::total_cmp);
+    clear(client)?;
+    Ok(times)
+}
+
+/// Milliseconds from `kill -9` of a worker process to the final state of the
+/// command that it ran; sorted.
+pub(super) fn kills(url: &str, client: &mut Client, load: &Load) -> Result<Vec<f64>, Error> {
+    let mut times = Vec::new();
+    for _ in 0..N_KILLS {
+        let mut fleet = Fleet::with_commands(url, &Load { threads: 1, ..load.clone() })?;
+        fleet.wait_until_online(client)?;
+        let id = client::dispatch(client, &NewTask::new("bench.sleep"))?;
+        wait_until_running(client, 1)?;
+        let began = Instant::now();
+        fleet.kill();
+        wait_until_final(client, id)?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    clear(client)?;
+    Ok(times)
+}
+
+/// Milliseconds that a command takes as a task, on one thread, beyond a bare
+/// spawn of the same command.
+pub(super) fn command_overhead(url: &str, client: &mut Client, load: &Load) -> Result<f64, Error> {
+    let began = Instant::now();
+    for _ in 0..N_COMMANDS {
+        Command::new("true").stdin(Stdio::null()).status().map_err(|error| Error::Unavailable {
+            doing: "could not run `true`".to_owned(),
+            source: error.into(),
+        })?;
+    }
+    let bare = began.elapsed().as_secs_f64();
+    client::dispatch_many(client, &vec![NewTask::new("bench.true"); N_COMMANDS])?;
+    let mut meter = Meter::start(client, None)?;
+    let mut fleet = Fleet::with_commands(url, &Load { threads: 1, ..load.clone() })?;
+    fleet.wait_until_done(client)?;
+    let figures = meter.stop(client, &fleet)?;
+    fleet.stop()?;
+    clear(client)?;
+    let as_tasks = super::suite::number(&figures, "seconds");
+    Ok((as_tasks - bare) * 1e3 / N_COMMANDS as f64)
+}
+
+/// How long 256 tasks of half a second on 2 of 128 resources take on 32
+/// threads, as a multiple of what an ideal scheduler needs for the same.
+pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result<f64, Error> {
+    const THREADS: usize = 32;
+    const SECONDS: f64 = 0.5;
+    let tasks: Vec<NewTask> =
+        (0..256).map(|_| load.task("millhand.sleep").args(json!({ "seconds": SECONDS }))).collect();
+    let mut fleet = Fleet::start(url, &Load { threads: THREADS, ..load.clone() })?;
+    fleet.wait_until_online(client)?;
+    let mut meter = Meter::start(client, Some(&fleet))?;
+    client::dispatch_many(client, &tasks)?;
+    fleet.wait_until_done(client)?;
+    let figures = meter.stop(client, &fleet)?;
+    fleet.stop()?;
+    clear(client)?;
+    Ok(super::suite::number(&figures, "seconds") / (ideal_rounds(&tasks, THREADS) * SECONDS))
+}
+
+/// How many times the length of a task an ideal scheduler needs that keeps the
+/// order: each task starts as soon as those before it that conflict have ended
+/// and a thread is free, the earliest first. All are equally long and need their
+/// resources exclusively.
+fn ideal_rounds(tasks: &[NewTask], threads: usize) -> f64 {
+    let mut free_from: HashMap<&str, usize> = HashMap::new();
+    let mut running: BTreeMap<usize, usize> = BTreeMap::new();
+    for task in tasks {
+        let resources = task.exclusive.iter().map(String::as_str);
+        let ready = resources.clone().filter_map(|r| free_from.get(r)).copied().max();
+        let mut round = ready.unwrap_or(0);
+        while running.get(&round).is_some_and(|n| *n >= threads) {
+            round += 1;
+        }
+        *running.entry(round).or_default() += 1;
+        free_from.extend(resources.map(|resource| (resource, round + 1)));
+    }
+    running.last_key_value().map_or(0, |(round, _)| round + 1) as f64
+}
+
+/// Postgres' processor time for a task of a drain on a full table, as a
+/// multiple of that on an empty one: with a million finished, 20,000 blocked
+/// ahead, 80,000 behind, and a transaction that has been open since before.
+pub(super) fn claim_growth(url: &str, client: &mut Client, load: &Load) -> Result<f64, Error> {
+    let mut fleet = Fleet::start(url, &Load { threads: 9, ..load.clone() })?;
+    fleet.wait_until_online(client)?;
+    let blocker = NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
+    client::dispatch(client, &blocker)?;
+    wait_until_running(client, 1)?;
+    let empty = drain_cost(&mut fleet, client, load)?;
+    let mut other = db::connect(url, "millhand bench")?;
+    let fail = |error| Error::postgres("could not open a transaction", error);
+    let mut old = other.build_transaction().read_only(true).start().map_err(fail)?;
+    old.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1").map_err(fail)?;
+    execute(client, include_str!("../../../sql/bench/backlog.sql"))?;
+    let blocked = NewTask::new("millhand.noop").shared("blocked");
+    let mut full = f64::NAN;
+    for (n_batches, measures) in [(20, true), (80, false)] {
+        for _ in 0..n_batches {
+            client::dispatch_many(client, &vec![blocked.clone(); super::BATCH])?;
+        }
+        if measures {
+            // Those ahead are parked by and by; then what the rest costs shows.
+            wait_until_quiet(client)?;
+            full = drain_cost(&mut fleet, client, load)?;
+        }
+    }
+    wait_until_quiet(client)?;
+    let with_more_behind = drain_cost(&mut fleet, client, load)?;
+    old.rollback().map_err(fail)?;
+    drop(fleet);
+    clear(client)?;
+    Ok(full.max(with_more_behind) / empty)
+}
+
+/// Postgres' processor time for each of some more tasks, in microseconds.
+fn drain_cost(fleet: &mut Fleet, client: &mut Client, load: &Load) -> Result<f64, Error> {
+    let n_done = count(client, "completed")?;
+    let tasks: Vec<NewTask> = (0..N_CLAIMS).map(|_| load.task("millhand.noop")).collect();
+    client::dispatch_many(client, &tasks)?;
+    let mut meter = Meter::start(client, Some(fleet))?;
+    let n_left = n_done + N_CLAIMS as i64 - count(client, "completed")?;
+    wait_until(client, "completed", n_done + N_CLAIMS as i64)?;
+    Ok(meter.postgres_cpu(client)? * 1e6 / n_left as f64)
+}
+
+/// Waits until the workers have looked through all that waits.
+fn wait_until_quiet(client: &mut Client) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let row = client
+            .query_one(include_str!("../../../sql/bench/in_sight.sql"), &[])
+            .map_err(|error| Error::postgres("could not count tasks", error))?;
+        if row.get::<_, i64>(0) <= 200 {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK * 50);
+    }
+    Err(Error::Conflict("the blocked tasks were never parked".to_owned()))
+}
+
+pub(super) fn wait_until_running(client: &mut Client, n_tasks: i64) -> Result<(), Error> {
+    wait_until(client, "running", n_tasks)
+}
+
+fn wait_until(client: &mut Client, state: &str, n_tasks: i64) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if count(client, state)? >= n_tasks {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK * 5);
+    }
+    Err(Error::Conflict(format!("there were never {n_tasks} tasks {state}")))
+}
+
+fn count(client: &mut Client, state: &str) -> Result<i64, Error> {
+    let row = client
+        .query_one(include_str!("../../../sql/bench/count_state.sql"), &[&state])
+        .map_err(|error| Error::postgres("could not count tasks", error))?;
+    Ok(row.get(0))
+}
+
+fn wait_until_final(client: &mut Client, id: TaskId) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if client::get_task(client, id)?.state.is_final() {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
+    }
+    Err(Error::Conflict(format!("task {id} never ended")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ideal_scheduler_keeps_the_order_and_the_threads_busy() {
+        let tasks = |names: &[&str]| -> Vec<NewTask> {
+            names
+                .iter()
+                .map(|names| {
+                    names.split(' ').fold(NewTask::new("t"), |task, name| task.exclusive(name))
+                })
+                .collect()
+        };
+        assert_eq!(ideal_rounds(&tasks(&["a", "b", "c", "d"]), 2), 2.0);
+        assert_eq!(ideal_rounds(&tasks(&["a", "a b", "b", "c"]), 4), 3.0);
+        // The last one fits beside the first.
+        assert_eq!(ideal_rounds(&tasks(&["a", "a", "a", "b"]), 2), 3.0);
+    }
+}
