@@ -270,6 +270,22 @@ CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
        AND pg_advisory_unlock(millhand.worker_lock(w.id))
 $_$;
 
+CREATE FUNCTION millhand.in_sight(low bigint, stragglers bigint[]) RETURNS TABLE(place tid, id bigint, name text, state text, task_position bigint, exclusive text[], shared text[])
+    LANGUAGE sql STABLE
+    AS $_$
+    (SELECT t.ctid, t.id, t.name, t.state, t.position, t.exclusive, t.shared
+       FROM millhand.task t
+      WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+        AND t.position = ANY ($2)
+      ORDER BY t.position)
+     UNION ALL
+    (SELECT t.ctid, t.id, t.name, t.state, t.position, t.exclusive, t.shared
+       FROM millhand.task t
+      WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+        AND t.position >= $1
+      ORDER BY t.position)
+$_$;
+
 CREATE FUNCTION millhand.is_consistent(state text, task_position bigint, owner bigint, started_at timestamp with time zone, finished_at timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -329,7 +345,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
+CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -340,6 +356,8 @@ DECLARE
     has_unparked boolean := false;
     lines text[];
     held_up boolean;
+    look refcursor;
+    has_rows boolean;
     candidate record;
     reserved_exclusive text[];
     reserved_shared text[];
@@ -374,25 +392,37 @@ BEGIN
         n_passed := 0;
         reserved_exclusive := '{}';
         reserved_shared := '{}';
-        <<look>>
-        FOR candidate IN
-            SELECT t.ctid AS place, t.id, t.name, t.state, t.position, t.exclusive, t.shared,
-                   CASE t.position > (SELECT p.position FROM millhand.parked p
-                                       ORDER BY p.position LIMIT 1)
-                        WHEN false THEN false
-                        WHEN true THEN NOT has_unparked
-                             OR EXISTS (SELECT FROM millhand.parked p
-                                         WHERE p.resource = ANY (t.exclusive)
-                                           AND p.position < t.position)
-                             OR EXISTS (SELECT FROM millhand.parked p
-                                         WHERE p.exclusive AND p.resource = ANY (t.shared)
-                                           AND p.position < t.position)
-                        END AS behind_parked -- null if nothing is parked
-              FROM millhand.task t
-             WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-               AND t.position >= low
-             ORDER BY t.position
+        IF has_unparked OR stragglers <> '{}' THEN
+            OPEN look FOR
+                SELECT t.place, t.id, t.name, t.state, t.exclusive, t.shared,
+                       CASE t.task_position > (SELECT p.position FROM millhand.parked p
+                                                ORDER BY p.position LIMIT 1)
+                            WHEN false THEN false
+                            WHEN true THEN NOT has_unparked
+                                 OR EXISTS (SELECT FROM millhand.parked p
+                                             WHERE p.resource = ANY (t.exclusive)
+                                               AND p.position < t.task_position)
+                                 OR EXISTS (SELECT FROM millhand.parked p
+                                             WHERE p.exclusive AND p.resource = ANY (t.shared)
+                                               AND p.position < t.task_position)
+                            END AS behind_parked -- null if nothing is parked
+                  FROM millhand.in_sight(low, stragglers) AS t
+                 ORDER BY t.task_position;
+        ELSE
+            -- The same for the usual case, at a tenth less of the turn's cost.
+            OPEN look FOR
+                SELECT t.ctid AS place, t.id, t.name, t.state, t.exclusive, t.shared,
+                       CASE WHEN EXISTS (SELECT FROM millhand.parked) THEN true END AS behind_parked
+                  FROM millhand.task t
+                 WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
+                   AND t.position >= low
+                 ORDER BY t.position;
+        END IF;
+        has_rows := false;
         LOOP
+            FETCH look INTO candidate;
+            EXIT WHEN NOT FOUND;
+            has_rows := true;
             EXIT WHEN candidate.behind_parked IS NOT NULL AND NOT has_unparked;
             IF candidate.state = 'waiting' THEN
                 blocked := candidate.exclusive && reserved_exclusive
@@ -443,7 +473,7 @@ BEGIN
                     IF n_passed = 200 AND NOT is_deep OR n_passed = 1000 THEN
                         unfinished := true;
                         more := look_further;
-                        EXIT look;
+                        EXIT;
                     END IF;
                     CONTINUE WHEN candidate.exclusive <@ reserved_exclusive
                               AND candidate.shared <@ reserved_shared;
@@ -454,7 +484,8 @@ BEGIN
                 reserved_shared := reserved_shared || candidate.shared;
             END IF;
         END LOOP;
-        IF NOT has_unparked AND (NOT FOUND OR candidate.behind_parked IS NOT NULL) THEN
+        CLOSE look;
+        IF NOT has_unparked AND (NOT has_rows OR candidate.behind_parked IS NOT NULL) THEN
             -- Seldom: something may be parked, and come back.
             has_unparked := true;
             SELECT u.lines, u.held_up INTO lines, held_up
@@ -476,7 +507,7 @@ BEGIN
         END IF;
         EXIT WHEN task_id IS NOT NULL;
         IF is_deep AND n_passed > 100 THEN
-            locked := millhand.park(behind, low);
+            locked := millhand.park(behind, low, stragglers);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
                 unfinished := false;
@@ -522,7 +553,7 @@ CREATE FUNCTION millhand.note_freed(lines text[], was_parked boolean) RETURNS vo
                         WHERE f.resource = r AND f.xmin = pg_current_xact_id()::xid)
 $_$;
 
-CREATE FUNCTION millhand.park(candidates bigint[], low bigint) RETURNS boolean
+CREATE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -542,14 +573,13 @@ BEGIN
                              SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
          WHERE t.id = ANY (candidates)
     ), before AS (
-        SELECT n.resource, max(t.position) AS last,
-               max(t.position) FILTER (WHERE n.exclusive) AS last_exclusive
-          FROM millhand.task t
+        SELECT n.resource, max(t.task_position) AS last,
+               max(t.task_position) FILTER (WHERE n.exclusive) AS last_exclusive
+          FROM millhand.in_sight(low, stragglers) AS t
          CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
                               UNION ALL
                              SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
-         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-           AND t.position >= low AND t.position < (SELECT min(position) FROM need)
+         WHERE t.task_position < (SELECT min(position) FROM need)
          GROUP BY n.resource
     ), head AS (
         SELECT h.resource, min(h.position) AS first,
@@ -610,13 +640,17 @@ CREATE FUNCTION millhand.place_lock(name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$SELECT hashint8extended(hashtextextended($1, 7304) & 1023, 7304)$_$;
 
-CREATE FUNCTION millhand.poll(process text, INOUT low bigint, INOUT mark bigint, INOUT mark_xid bigint, OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean) RETURNS record
+CREATE FUNCTION millhand.poll(process text, INOUT low bigint, INOUT stragglers bigint[], INOUT mark bigint, INOUT mark_xid bigint, OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_variable
 DECLARE
     own record;
-    first_incomplete bigint;
+    seen bigint[];
+    known_up_to bigint;
+    next_position bigint;
+    -- Each costs a look as much as a task in its way.
+    max_stragglers CONSTANT integer := 100;
     drawn bigint;
 BEGIN
     canceling := ARRAY(SELECT t.id FROM millhand.worker w
@@ -633,13 +667,22 @@ BEGIN
         IF mark_xid IS NOT NULL THEN
             -- Parked tasks come back at their place. One statement: between
             -- two, one that comes back could be missed by both.
-            SELECT least((SELECT t.position FROM millhand.task t
-                           WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-                             AND t.position >= low
-                           ORDER BY t.position LIMIT 1),
-                         (SELECT min(p.position) FROM millhand.parked p))
-              INTO first_incomplete;
-            low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
+            SELECT array_agg(t.task_position),
+                   least(mark + 1, (SELECT min(p.position) FROM millhand.parked p))
+              INTO seen, known_up_to
+              FROM (SELECT s.task_position FROM millhand.in_sight(low, stragglers) AS s
+                     ORDER BY s.task_position LIMIT max_stragglers + 1) AS t;
+            -- From the last place before which much has been finished.
+            stragglers := '{}';
+            low := least(seen[1], known_up_to);
+            FOR n IN 1 .. least(coalesce(cardinality(seen), 0), max_stragglers) LOOP
+                EXIT WHEN seen[n] >= known_up_to;
+                next_position := least(seen[n + 1], known_up_to);
+                IF next_position - seen[n] > 1000 THEN
+                    stragglers := seen[:n];
+                    low := next_position;
+                END IF;
+            END LOOP;
         END IF;
         -- Before the first draw of all, last_value is what will be drawn.
         SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO drawn
@@ -650,9 +693,7 @@ BEGIN
             mark_xid := pg_current_xact_id()::text::bigint;
         END IF;
     END IF;
-    waiting := EXISTS (SELECT FROM millhand.task t
-                        WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-                          AND NOT t.parked AND t.state = 'waiting')
+    waiting := EXISTS (SELECT FROM millhand.in_sight(low, stragglers) AS t WHERE t.state = 'waiting')
                OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked)
                OR EXISTS (SELECT FROM millhand.parked WHERE handler IS NOT NULL);
 END

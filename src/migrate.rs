@@ -12,7 +12,7 @@ use crate::error::Error;
 const MIGRATIONS: [(i32, &str, &str); 1] =
     [(1, "initial", include_str!("../sql/migrations/0001_initial.sql"))];
 
-const FUNCTIONS: [&str; 13] = [
+const FUNCTIONS: [&str; 14] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -22,10 +22,11 @@ const FUNCTIONS: [&str; 13] = [
     include_str!("../sql/functions/07_cancel.sql"),
     include_str!("../sql/functions/08_finish_task.sql"),
     include_str!("../sql/functions/09_locks.sql"),
-    include_str!("../sql/functions/10_park.sql"),
-    include_str!("../sql/functions/11_next_task.sql"),
-    include_str!("../sql/functions/12_workers.sql"),
-    include_str!("../sql/functions/13_housekeeping.sql"),
+    include_str!("../sql/functions/10_sight.sql"),
+    include_str!("../sql/functions/11_park.sql"),
+    include_str!("../sql/functions/12_next_task.sql"),
+    include_str!("../sql/functions/13_workers.sql"),
+    include_str!("../sql/functions/14_housekeeping.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.

@@ -25,7 +25,7 @@ pub mod warden;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,16 @@ pub(crate) struct Identity {
     pub(crate) ttl: Duration,
 }
 
+/// Where looks find everything that is incomplete and not parked; by default
+/// everywhere. See `sql/functions/10_sight.sql`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sight {
+    /// From this position on,
+    pub(crate) low: i64,
+    /// and at these.
+    pub(crate) stragglers: Vec<i64>,
+}
+
 /// What the threads of a process share.
 pub(crate) struct Shared {
     pub(crate) url: String,
@@ -101,7 +111,7 @@ pub(crate) struct Shared {
     pub(crate) control: Control,
     name_template: String,
     working_directory: PathBuf,
-    low: AtomicI64,
+    sight: Mutex<Arc<Sight>>,
     mailboxes: Vec<Mailbox>,
     leases: Mutex<BTreeMap<i64, Arc<Lease>>>,
     has_ended: AtomicBool,
@@ -220,7 +230,7 @@ impl Worker {
             control: self.control,
             name_template: self.config.name_template.clone(),
             working_directory,
-            low: AtomicI64::new(0),
+            sight: Mutex::default(),
             mailboxes,
             leases: Mutex::default(),
             has_ended: AtomicBool::new(false),
@@ -397,14 +407,13 @@ impl Shared {
             })
     }
 
-    /// A position below which nothing is incomplete, for whoever finds a lease
-    /// that holds after reading it.
-    pub(crate) fn low(&self) -> i64 {
-        self.low.load(Ordering::Acquire)
+    /// Where to look, for whoever finds a lease that holds after reading it.
+    pub(crate) fn sight(&self) -> Arc<Sight> {
+        self.sight.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_low(&self, low: i64) {
-        self.low.store(low, Ordering::Release);
+    pub(crate) fn set_sight(&self, sight: Sight) {
+        *self.sight.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(sight);
     }
 
     /// The leases of the worker ids in use now.

@@ -10,6 +10,7 @@ use crate::support::database::Database;
 #[derive(Default)]
 struct Poll {
     low: i64,
+    stragglers: Vec<i64>,
     mark: Option<i64>,
     mark_xid: Option<i64>,
 }
@@ -18,12 +19,28 @@ impl Poll {
     fn poll(&mut self, connection: &mut Client) -> i64 {
         let row = connection
             .query_one(
-                "SELECT low, mark, mark_xid FROM millhand.poll('p', $1, $2, $3)",
-                &[&self.low, &self.mark, &self.mark_xid],
+                "SELECT low, stragglers, mark, mark_xid FROM millhand.poll('p', $1, $2, $3, $4)",
+                &[&self.low, &self.stragglers, &self.mark, &self.mark_xid],
             )
             .unwrap();
-        *self = Poll { low: row.get(0), mark: row.get(1), mark_xid: row.get(2) };
+        *self = Poll {
+            low: row.get(0),
+            stragglers: row.get(1),
+            mark: row.get(2),
+            mark_xid: row.get(3),
+        };
         self.low
+    }
+
+    /// The positions that a look meets.
+    fn sight(&self, connection: &mut Client) -> Vec<i64> {
+        let rows = connection
+            .query(
+                "SELECT task_position FROM millhand.in_sight($1, $2) ORDER BY task_position",
+                &[&self.low, &self.stragglers],
+            )
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
     }
 }
 
@@ -92,6 +109,99 @@ fn low_follows_what_has_ended() {
             low => Err(low),
         }
     });
+}
+
+/// Long tasks, and what waits for them, do not make looks walk over all that
+/// has ended since.
+#[test]
+fn low_passes_stragglers_and_looks_find_them() {
+    let database = Database::new();
+    let mut poll = Poll::default();
+    let mut connection = database.connect();
+    let task = NewTask::new("t").exclusive("r");
+    let stragglers = client::dispatch_many(&mut connection, &vec![task.clone(); 2]).unwrap();
+    let positions: Vec<i64> =
+        stragglers.iter().map(|id| database.task(*id).position.unwrap()).collect();
+    let ended = client::dispatch_many(&mut connection, &vec![NewTask::new("t"); 2000]).unwrap();
+    for id in ended {
+        client::cancel(&mut connection, id).unwrap();
+    }
+    crate::support::wait_until(&database, "low has passed them", SOON, || {
+        poll.poll(&mut connection);
+        if poll.stragglers == positions { Ok(()) } else { Err(poll.stragglers.clone()) }
+    });
+    assert!(poll.low > positions[1] + 2000);
+    database.dispatch(&task);
+    let worker: i64 = connection
+        .query_one(
+            "SELECT millhand.register_worker('w', 'postgres', 'p', 'h', 1, '1 h', NULL, NULL)",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    let mut next = |ended: Option<i64>| -> Option<i64> {
+        connection
+            .query_one(
+                "SELECT task_id FROM millhand.next_task($1, 'w', '{t}', $2, $3, $4, 'completed',
+                        NULL, NULL, NULL, true, false, false, false)",
+                &[&worker, &poll.low, &poll.stragglers, &ended],
+            )
+            .unwrap()
+            .get(0)
+    };
+    let first = next(None);
+    assert_eq!(first, Some(stragglers[0].0));
+    assert_eq!(next(None), None);
+    assert_eq!(next(first), Some(stragglers[1].0));
+    assert_eq!(next(None), None);
+}
+
+/// Whatever comes, ends and is parked: what a poll has learned hides nothing.
+#[test]
+fn looks_miss_nothing_wherever_they_begin() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    let seed = crate::support::random();
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut polls = [Poll::default(), Poll::default()];
+    let mut waiting = Vec::new();
+    for _ in 0..60 {
+        match random.u8(..4) {
+            0 => {
+                let n = random.choice([1, 5, 150, 1500]).unwrap();
+                let tasks: Vec<NewTask> = (0..n)
+                    .map(|_| NewTask::new("t").exclusive(format!("r{}", random.u8(..50))))
+                    .collect();
+                waiting.extend(client::dispatch_many(&mut connection, &tasks).unwrap());
+            }
+            1 => {
+                let n = random.usize(..=waiting.len());
+                random.shuffle(&mut waiting);
+                let mut transaction = connection.transaction().unwrap();
+                for id in waiting.split_off(waiting.len() - n) {
+                    client::cancel(&mut transaction, id).unwrap();
+                }
+                transaction.commit().unwrap();
+            }
+            2 => {
+                let ids: Vec<i64> =
+                    waiting.iter().map(|id| id.0).filter(|_| random.bool()).collect();
+                connection.execute("SELECT millhand.park($1, 0, '{}')", &[&ids]).unwrap();
+            }
+            _ => {
+                connection.execute("SELECT millhand.unpark_behind('{r1,r2,r3}')", &[]).unwrap();
+            }
+        }
+        let everything = Poll::default().sight(&mut connection);
+        for poll in &mut polls {
+            assert_eq!(poll.sight(&mut connection), everything);
+            if random.bool() {
+                poll.poll(&mut connection);
+                assert_eq!(poll.sight(&mut connection), everything);
+            }
+        }
+    }
 }
 
 /// A registration whose answer was lost with its connection.

@@ -45,7 +45,7 @@ fn wait_for_parked(scenario: &mut Scenario, at_least: i64) {
 #[track_caller]
 fn park(connection: &mut Client, id: TaskId) {
     let parked: bool = connection
-        .query_one("SELECT millhand.park(ARRAY[$1::bigint], 0)", &[&id.0])
+        .query_one("SELECT millhand.park(ARRAY[$1::bigint], 0, '{}')", &[&id.0])
         .unwrap()
         .get(0);
     assert!(parked, "task {id} was not parked");
@@ -294,7 +294,7 @@ fn look_until_all_have_ended(
     let look = connection
         .prepare(
             "SELECT task_id, coalesce(bell_hung, false)
-               FROM millhand.next_task($1, $2, $5, 0, $3, 'completed', NULL, NULL, NULL,
+               FROM millhand.next_task($1, $2, $5, 0, '{}', $3, 'completed', NULL, NULL, NULL,
                                        true, true, $4, true)",
         )
         .unwrap();

@@ -93,7 +93,7 @@ CREATE INDEX task_incomplete ON millhand.task (position)
 
 -- What parked tasks need: they keep reserving it, and this is how later tasks
 -- and those that end find them. One that waits for a worker with its handler
--- has a row for that, too, with an empty resource. See functions/10_park.sql.
+-- has a row for that, too, with an empty resource. See functions/11_park.sql.
 CREATE TABLE millhand.parked (
     position  bigint NOT NULL,
     resource  text NOT NULL,

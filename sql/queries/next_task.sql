@@ -1,6 +1,6 @@
--- One turn of a worker: see functions/11_next_task.sql.
+-- One turn of a worker: see functions/12_next_task.sql.
 SELECT owned, task_id, task_name, task_args, task_fence, task_attempt,
        more, inconclusive, unfinished, bell_hung
-  FROM millhand.next_task($1::bigint, $2::text, $3::text[], $4::bigint,
-       $5::bigint, $6::text, $7::jsonb, $8::text, $9::text,
-       $10::boolean, $11::boolean, $12::boolean, $13::boolean)
+  FROM millhand.next_task($1::bigint, $2::text, $3::text[], $4::bigint, $5::bigint[],
+       $6::bigint, $7::text, $8::jsonb, $9::text, $10::text,
+       $11::boolean, $12::boolean, $13::boolean, $14::boolean)

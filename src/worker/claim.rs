@@ -5,6 +5,7 @@ pub(crate) mod postgres;
 use ::postgres::Client;
 use serde_json::Value;
 
+use super::Sight;
 use super::crew::Plan;
 use crate::error::Error;
 use crate::task::TaskId;
@@ -72,7 +73,7 @@ pub(crate) trait Claims {
         &mut self,
         ended: Option<&Ended>,
         wanted: bool,
-        low: i64,
+        sight: &Sight,
         plan: Plan,
     ) -> Result<Turn, Error>;
 

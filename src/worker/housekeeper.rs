@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Statement};
 
-use super::Shared;
 use super::inbox::Event;
 use super::lease::LEASE_SHARE;
+use super::{Shared, Sight};
 use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -21,7 +21,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 struct Housekeeper<'a> {
     shared: &'a Shared,
-    low: i64,
+    sight: Sight,
     mark: Option<i64>,
     mark_xid: Option<i64>,
     next_beat: Instant,
@@ -38,8 +38,13 @@ struct Session {
 /// Keeps house until the workers have left.
 pub(crate) fn keep_house(shared: &Arc<Shared>) {
     let lease = shared.identity.ttl.mul_f64(LEASE_SHARE);
-    let mut housekeeper =
-        Housekeeper { shared, low: 0, mark: None, mark_xid: None, next_beat: Instant::now() };
+    let mut housekeeper = Housekeeper {
+        shared,
+        sight: Sight::default(),
+        mark: None,
+        mark_xid: None,
+        next_beat: Instant::now(),
+    };
     let mut session: Option<Session> = None;
     let mut warned = false;
     while !shared.has_ended() {
@@ -123,8 +128,8 @@ impl Housekeeper<'_> {
     /// leases of workers whose rows are not there: what is learned here of
     /// positions is not for them.
     fn begin_session(&mut self) {
-        (self.low, self.mark, self.mark_xid) = (0, None, None);
-        self.shared.set_low(0);
+        (self.sight, self.mark, self.mark_xid) = (Sight::default(), None, None);
+        self.shared.set_sight(Sight::default());
         self.next_beat = Instant::now();
     }
 
@@ -156,7 +161,13 @@ impl Housekeeper<'_> {
             .client
             .query_one(
                 &session.poll,
-                &[&self.shared.identity.process, &self.low, &self.mark, &self.mark_xid],
+                &[
+                    &self.shared.identity.process,
+                    &self.sight.low,
+                    &self.sight.stragglers,
+                    &self.mark,
+                    &self.mark_xid,
+                ],
             )
             .map_err(|error| Error::postgres("could not look for what was missed", error))?;
         for id in row.get::<_, Vec<i64>>("canceling") {
@@ -166,10 +177,10 @@ impl Housekeeper<'_> {
         for lease in leases.iter().filter(|lease| lost.contains(&lease.worker())) {
             lease.end();
         }
-        self.low = row.get("low");
+        self.sight = Sight { low: row.get("low"), stragglers: row.get("stragglers") };
         self.mark = row.get("mark");
         self.mark_xid = row.get("mark_xid");
-        self.shared.set_low(self.low);
+        self.shared.set_sight(self.sight.clone());
         if row.get("waiting") {
             self.shared.crew.ring();
         }

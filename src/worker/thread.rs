@@ -107,13 +107,13 @@ fn work_session(
         }
         // Before the look at the lease: under a lease that still holds then, the
         // housekeeper had learned it from the server that this session is on.
-        let low = shared.low();
+        let sight = shared.sight();
         // The housekeeper says so, too, but it may be held up itself.
         if inbox.is_lost() {
             return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
         }
         let plan = shared.crew.begin_turn(index, ended.is_some());
-        let turn = match claims.next_task(ended.as_ref(), wanted, low, plan) {
+        let turn = match claims.next_task(ended.as_ref(), wanted, &sight, plan) {
             Ok(turn) => turn,
             Err(error) => {
                 shared.crew.abandon_turn(index);

@@ -405,7 +405,7 @@ fn a_claim_that_is_being_committed_when_its_worker_is_settled_is_settled_too() {
         scope.spawn(|| {
             // Its connection ends, after the commit.
             let claim = session.execute(
-                "SELECT millhand.next_task($1, 'w', '{t}', 0, NULL, NULL, NULL, NULL, NULL,
+                "SELECT millhand.next_task($1, 'w', '{t}', 0, '{}', NULL, NULL, NULL, NULL, NULL,
                                            true, false, false, false)",
                 &[&worker],
             );

@@ -121,10 +121,18 @@ fn ideal_rounds(tasks: &[NewTask], threads: usize) -> f64 {
     running.last_key_value().map_or(0, |(round, _)| round + 1) as f64
 }
 
-/// Postgres' processor time for a task of a drain on a full table, as a
-/// multiple of that on an empty one: with a million finished, 20,000 blocked
-/// ahead, 80,000 behind, and a transaction that has been open since before.
-pub(super) fn claim_growth(url: &str, client: &mut Client, load: &Load) -> Result<f64, Error> {
+/// Postgres' processor time for a task on a table with a past, as a multiple of
+/// that on an empty one, beside a task that runs all the time.
+pub(super) struct Growth {
+    /// A million finished, and a transaction that has been open since before.
+    pub(super) old_transaction: f64,
+    /// Then, with that closed, 20,000 blocked ahead of it.
+    pub(super) blocked: f64,
+    /// And 80,000 more behind those.
+    pub(super) backlog: f64,
+}
+
+pub(super) fn growth(url: &str, client: &mut Client, load: &Load) -> Result<Growth, Error> {
     let mut fleet = Fleet::start(url, &Load { threads: 9, ..load.clone() })?;
     fleet.wait_until_online(client)?;
     let blocker = NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
@@ -133,27 +141,31 @@ pub(super) fn claim_growth(url: &str, client: &mut Client, load: &Load) -> Resul
     let empty = drain_cost(&mut fleet, client, load)?;
     let mut other = db::connect(url, "millhand bench")?;
     let fail = |error| Error::postgres("could not open a transaction", error);
-    let mut old = other.build_transaction().read_only(true).start().map_err(fail)?;
-    old.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1").map_err(fail)?;
+    let mut old = other
+        .build_transaction()
+        .isolation_level(postgres::IsolationLevel::RepeatableRead)
+        .start()
+        .map_err(fail)?;
+    old.batch_execute("SELECT 1").map_err(fail)?;
     execute(client, include_str!("../../../sql/bench/backlog.sql"))?;
-    let blocked = NewTask::new("millhand.noop").shared("blocked");
-    let mut full = f64::NAN;
-    for (n_batches, measures) in [(20, true), (80, false)] {
+    drain_cost(&mut fleet, client, load)?;
+    // The safety poll of the workers sees by and by what has ended.
+    std::thread::sleep(Duration::from_secs(3));
+    let old_transaction = drain_cost(&mut fleet, client, load)? / empty;
+    old.rollback().map_err(fail)?;
+    let mut ratios = Vec::new();
+    for n_batches in [20, 80] {
+        let blocked = NewTask::new("millhand.noop").shared("blocked");
         for _ in 0..n_batches {
             client::dispatch_many(client, &vec![blocked.clone(); super::BATCH])?;
         }
-        if measures {
-            // Those ahead are parked by and by; then what the rest costs shows.
-            wait_until_quiet(client)?;
-            full = drain_cost(&mut fleet, client, load)?;
-        }
+        // They are parked first; then what the rest costs shows.
+        wait_until_parked(client)?;
+        ratios.push(drain_cost(&mut fleet, client, load)? / empty);
     }
-    wait_until_quiet(client)?;
-    let with_more_behind = drain_cost(&mut fleet, client, load)?;
-    old.rollback().map_err(fail)?;
     drop(fleet);
     clear(client)?;
-    Ok(full.max(with_more_behind) / empty)
+    Ok(Growth { old_transaction, blocked: ratios[0], backlog: ratios[1] })
 }
 
 /// Postgres' processor time for each of some more tasks, in microseconds.
@@ -167,8 +179,8 @@ fn drain_cost(fleet: &mut Fleet, client: &mut Client, load: &Load) -> Result<f64
     Ok(meter.postgres_cpu(client)? * 1e6 / n_left as f64)
 }
 
-/// Waits until the workers have looked through all that waits.
-fn wait_until_quiet(client: &mut Client) -> Result<(), Error> {
+/// Waits until the workers have parked what they cannot start.
+fn wait_until_parked(client: &mut Client) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let row = client

@@ -45,7 +45,7 @@ struct Single {
     kills: Series,
     command_overhead: f64,
     burst: f64,
-    growth: f64,
+    growth: single::Growth,
 }
 
 pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCode, Failure> {
@@ -66,7 +66,7 @@ pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCod
         kills: single::kills(url, client, &one)?,
         command_overhead: single::command_overhead(url, client, &one)?,
         burst: single::burst_ratio(url, client, &one)?,
-        growth: single::claim_growth(url, client, &one)?,
+        growth: single::growth(url, client, &one)?,
     };
     let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &single);
     let mut out = std::io::stdout().lock();
@@ -343,9 +343,21 @@ fn lines(
             Some(Below(1.1)),
         ),
         line(
-            "claim_growth_ratio",
-            "task on a full table, of one on an empty one",
-            single.growth,
+            "old_transaction_ratio",
+            "a task beside an old transaction, of one without",
+            single.growth.old_transaction,
+            Some(Below(1.5)),
+        ),
+        line(
+            "blocked_ratio",
+            "  behind 20,000 blocked, 1 M finished",
+            single.growth.blocked,
+            Some(Below(1.5)),
+        ),
+        line(
+            "backlog_ratio",
+            "  and with 100,000 waiting",
+            single.growth.backlog,
             Some(Below(1.5)),
         ),
         line(

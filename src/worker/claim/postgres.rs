@@ -8,8 +8,8 @@ use super::{Claimed, Claims, Ended, Turn};
 use crate::db;
 use crate::error::Error;
 use crate::task::TaskId;
-use crate::worker::Identity;
 use crate::worker::crew::Plan;
+use crate::worker::{Identity, Sight};
 
 /// What a thread held before it lost its connection.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +79,7 @@ impl Claims for PostgresClaims {
         &mut self,
         ended: Option<&Ended>,
         wanted: bool,
-        low: i64,
+        sight: &Sight,
         plan: Plan,
     ) -> Result<Turn, Error> {
         let outcome = ended.map(|ended| &ended.outcome);
@@ -92,7 +92,8 @@ impl Claims for PostgresClaims {
                     &self.worker,
                     &self.name,
                     &self.handlers,
-                    &low,
+                    &sight.low,
+                    &sight.stragglers,
                     &ended.map(|ended| ended.id.0),
                     &state,
                     &outcome.and_then(|o| o.result.as_ref()),

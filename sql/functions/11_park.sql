@@ -26,7 +26,8 @@
 
 -- Parks these tasks, of which each waits behind another; true if it could park
 -- any. Nothing here waits for a lock: who ends a task may wait for this.
-CREATE OR REPLACE FUNCTION millhand.park(candidates bigint[], low bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[])
+RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
     ids bigint[];
@@ -45,14 +46,13 @@ BEGIN
                              SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
          WHERE t.id = ANY (candidates)
     ), before AS (
-        SELECT n.resource, max(t.position) AS last,
-               max(t.position) FILTER (WHERE n.exclusive) AS last_exclusive
-          FROM millhand.task t
+        SELECT n.resource, max(t.task_position) AS last,
+               max(t.task_position) FILTER (WHERE n.exclusive) AS last_exclusive
+          FROM millhand.in_sight(low, stragglers) AS t
          CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
                               UNION ALL
                              SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
-         WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-           AND t.position >= low AND t.position < (SELECT min(position) FROM need)
+         WHERE t.task_position < (SELECT min(position) FROM need)
          GROUP BY n.resource
     ), head AS (
         SELECT h.resource, min(h.position) AS first,

@@ -37,8 +37,8 @@ $$;
 -- a waiting task that is not known to wait behind another, or may be one among
 -- the parked.
 --
--- `low` is a position below which nothing is incomplete, now or later; looks
--- start there and so never walk over the remains of finished tasks, which
+-- `low` and `stragglers`: below low only the stragglers are incomplete, now or
+-- later, so that looks never walk over the remains of finished tasks, which
 -- cannot be cleaned away while an old transaction is open. A position that is
 -- drawn but not committed is invisible yet, so low follows in two steps. A poll
 -- notes the last position drawn (`mark`) and then draws a transaction id
@@ -47,14 +47,19 @@ $$;
 -- mark can be seen. (The end of a snapshot would not do for mark_xid: it only
 -- follows the last transaction that has ended, and open ones may be beyond.)
 CREATE OR REPLACE FUNCTION millhand.poll(
-    process text, INOUT low bigint, INOUT mark bigint, INOUT mark_xid bigint,
+    process text, INOUT low bigint, INOUT stragglers bigint[],
+    INOUT mark bigint, INOUT mark_xid bigint,
     OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
     own record;
-    first_incomplete bigint;
+    seen bigint[];
+    known_up_to bigint;
+    next_position bigint;
+    -- Each costs a look as much as a task in its way.
+    max_stragglers CONSTANT integer := 100;
     drawn bigint;
 BEGIN
     canceling := ARRAY(SELECT t.id FROM millhand.worker w
@@ -71,13 +76,22 @@ BEGIN
         IF mark_xid IS NOT NULL THEN
             -- Parked tasks come back at their place. One statement: between
             -- two, one that comes back could be missed by both.
-            SELECT least((SELECT t.position FROM millhand.task t
-                           WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked
-                             AND t.position >= low
-                           ORDER BY t.position LIMIT 1),
-                         (SELECT min(p.position) FROM millhand.parked p))
-              INTO first_incomplete;
-            low := greatest(low, least(coalesce(first_incomplete, mark + 1), mark + 1));
+            SELECT array_agg(t.task_position),
+                   least(mark + 1, (SELECT min(p.position) FROM millhand.parked p))
+              INTO seen, known_up_to
+              FROM (SELECT s.task_position FROM millhand.in_sight(low, stragglers) AS s
+                     ORDER BY s.task_position LIMIT max_stragglers + 1) AS t;
+            -- From the last place before which much has been finished.
+            stragglers := '{}';
+            low := least(seen[1], known_up_to);
+            FOR n IN 1 .. least(coalesce(cardinality(seen), 0), max_stragglers) LOOP
+                EXIT WHEN seen[n] >= known_up_to;
+                next_position := least(seen[n + 1], known_up_to);
+                IF next_position - seen[n] > 1000 THEN
+                    stragglers := seen[:n];
+                    low := next_position;
+                END IF;
+            END LOOP;
         END IF;
         -- Before the first draw of all, last_value is what will be drawn.
         SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO drawn
@@ -88,9 +102,7 @@ BEGIN
             mark_xid := pg_current_xact_id()::text::bigint;
         END IF;
     END IF;
-    waiting := EXISTS (SELECT FROM millhand.task t
-                        WHERE t.state IN ('waiting', 'running', 'canceling') AND t.position >= low
-                          AND NOT t.parked AND t.state = 'waiting')
+    waiting := EXISTS (SELECT FROM millhand.in_sight(low, stragglers) AS t WHERE t.state = 'waiting')
                OR EXISTS (SELECT FROM millhand.freed) AND EXISTS (SELECT FROM millhand.parked)
                OR EXISTS (SELECT FROM millhand.parked WHERE handler IS NOT NULL);
 END
