@@ -1,5 +1,11 @@
 CREATE SCHEMA millhand;
 
+CREATE FUNCTION millhand.all_names(exclusive text[], shared text[]) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    SELECT CASE WHEN array_ndims($1) > 1 OR array_ndims($2) > 1 THEN NULL ELSE $1 || $2 END
+$_$;
+
 CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
     LANGUAGE sql
     AS $_$
@@ -19,26 +25,23 @@ CREATE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    first record;
+    called record;
 BEGIN
-    -- 8 of each, because others may be about to bring the first ones back.
-    FOR first IN
-        SELECT w.task_id, w.position
-          FROM unnest(handlers) AS name
-         CROSS JOIN LATERAL (SELECT p.task_id, p.position FROM millhand.parked p
-                              WHERE p.handler = name ORDER BY p.position LIMIT 8) AS w
-         ORDER BY w.position
-    LOOP
-        UPDATE millhand.task SET parked = false
-         WHERE id = (SELECT t.id FROM millhand.task t
-                      WHERE t.id = first.task_id AND t.parked IS TRUE
-                        FOR NO KEY UPDATE SKIP LOCKED);
-        IF FOUND THEN
-            DELETE FROM millhand.parked WHERE position = first.position;
-            RETURN true;
-        END IF;
-    END LOOP;
-    RETURN false;
+    -- Past those that somebody keeps locked, or is about to bring back.
+    SELECT first.task_id, first.position INTO called
+      FROM unnest(handlers) AS name
+     CROSS JOIN LATERAL (SELECT p.task_id, p.position
+                           FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
+                          WHERE p.handler = name AND t.parked IS TRUE
+                          ORDER BY p.position LIMIT 1
+                            FOR NO KEY UPDATE OF t SKIP LOCKED) AS first
+     ORDER BY first.position LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE millhand.task SET parked = false WHERE id = called.task_id;
+    DELETE FROM millhand.parked WHERE position = called.position;
+    RETURN true;
 END
 $$;
 
@@ -119,7 +122,7 @@ CREATE FUNCTION millhand.dispatch(name text, args jsonb DEFAULT '{}'::jsonb, exc
     AS $$
 #variable_conflict use_variable
 DECLARE
-    names CONSTANT text[] := exclusive || shared;
+    names CONSTANT text[] := millhand.all_names(exclusive, shared);
     n_exclusive CONSTANT integer := cardinality(exclusive);
     key_1 bigint;
     key_2 bigint;
@@ -152,7 +155,8 @@ BEGIN
         PERFORM millhand.lock_places(exclusive, shared);
     END IF;
     INSERT INTO millhand.task AS t (name, args, exclusive, shared, position)
-    VALUES (name, args, exclusive, shared, nextval('millhand.task_position'))
+    VALUES (name, args, coalesce(exclusive, '{}'), coalesce(shared, '{}'),
+            nextval('millhand.task_position'))
     RETURNING t.id INTO task_id;
     IF millhand.bell_hangs() THEN
         PERFORM pg_notify('millhand_wakeup', '');
@@ -173,6 +177,9 @@ BEGIN
     IF jsonb_typeof(tasks) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'expected a JSON array of tasks' USING ERRCODE = 'check_violation';
     END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(tasks) AS task WHERE jsonb_typeof(task) <> 'object') THEN
+        RAISE EXCEPTION 'expected a JSON object for each task' USING ERRCODE = 'check_violation';
+    END IF;
     SELECT key INTO unknown
       FROM jsonb_array_elements(tasks) AS task, jsonb_object_keys(task) AS key
      WHERE key NOT IN ('name', 'args', 'exclusive', 'shared') LIMIT 1;
@@ -183,7 +190,7 @@ BEGIN
     PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
        FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[])
       WHERE millhand.is_plain(t.name, coalesce(t.args, '{}'), t.exclusive, t.shared,
-                              coalesce(t.exclusive || t.shared, '{}')) IS NOT TRUE;
+                              coalesce(millhand.all_names(t.exclusive, t.shared), '{}')) IS NOT TRUE;
     PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     SELECT array_agg(r) FILTER (WHERE wanted.exclusive),
@@ -211,7 +218,7 @@ BEGIN
                                WITH ORDINALITY AS given(name, args, exclusive, shared, number)) AS g
                  CROSS JOIN LATERAL
                        (SELECT millhand.is_plain(g.name, g.args, g.exclusive, g.shared,
-                                                 g.exclusive || g.shared) AS is_plain) AS p
+                                                 millhand.all_names(g.exclusive, g.shared)) AS is_plain) AS p
                  ORDER BY g.number) AS t
         RETURNING id;
     PERFORM millhand.ring();
@@ -262,12 +269,16 @@ $$;
 CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
     LANGUAGE sql
     AS $_$
-    DELETE FROM millhand.worker w
-     WHERE w.process = $1
-       AND NOT EXISTS (SELECT FROM millhand.task t
-                        WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
-       AND pg_try_advisory_lock(millhand.worker_lock(w.id))
-       AND pg_advisory_unlock(millhand.worker_lock(w.id))
+    DELETE FROM millhand.worker
+     WHERE id IN (SELECT w.id FROM millhand.worker w
+                   WHERE w.process = $1
+                     AND NOT EXISTS (SELECT FROM millhand.task t
+                                      WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
+                     AND pg_try_advisory_lock(millhand.worker_lock(w.id))
+                     AND pg_advisory_unlock(millhand.worker_lock(w.id))
+                     -- Its thread may be settling it just now, and waiting
+                     -- for the lock of registrations that is held here.
+                     FOR UPDATE SKIP LOCKED)
 $_$;
 
 CREATE FUNCTION millhand.in_sight(low bigint, stragglers bigint[]) RETURNS TABLE(place tid, id bigint, name text, state text, task_position bigint, exclusive text[], shared text[])
@@ -351,6 +362,7 @@ CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers 
 #variable_conflict use_column
 DECLARE
     freed text[];
+    others_end boolean;
     look_further boolean;
     is_deep boolean := hang_bell OR take_bell_down;
     has_unparked boolean := false;
@@ -373,6 +385,10 @@ BEGIN
     IF ended_task IS NOT NULL THEN
         -- As in dispatch: whoever hangs a bell before this commits looks again.
         locked := pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+        -- Before the look: of two who end tasks at once, the second sees the
+        -- first here.
+        others_end := NOT (pg_try_advisory_lock(millhand.dispatching_lock())
+                           AND pg_advisory_unlock(millhand.dispatching_lock()));
         freed := millhand.finish_task(
             worker_id, ended_task, outcome, task_result, task_error, task_log);
         IF freed IS NULL THEN
@@ -432,6 +448,7 @@ BEGIN
                 IF NOT blocked THEN
                     IF task_id IS NOT NULL THEN
                         more := true;
+                        inconclusive := inconclusive OR others_end;
                         EXIT looks;
                     ELSIF candidate.name <> ALL (handlers) THEN
                         -- Others may have a handler; it keeps its place.
@@ -465,6 +482,11 @@ BEGIN
                         inconclusive := true;
                     END IF;
                 END IF;
+                IF others_end AND blocked AND look_further
+                   AND (candidate.exclusive || candidate.shared) && freed
+                THEN
+                    inconclusive := true;
+                END IF;
                 n_passed := n_passed + 1;
                 IF n_passed > 20 THEN
                     IF is_deep AND blocked THEN
@@ -497,7 +519,8 @@ BEGIN
                     PERFORM millhand.ring();
                 END IF;
             END IF;
-            IF held_up IS NOT NULL THEN
+            -- (The last one may have come back in the moment between.)
+            IF held_up IS NOT NULL OR candidate.behind_parked IS NOT NULL THEN
                 IF freed IS NOT NULL THEN
                     freed := lines;
                 END IF;
@@ -535,7 +558,9 @@ BEGIN
     END IF;
     -- Ringing needs a cause of its own, a start or an end; otherwise idle
     -- processes could wake each other for ever over work that none can do.
-    IF more AND NOT idle_siblings AND (task_id IS NOT NULL OR ended_task IS NOT NULL) THEN
+    IF (more OR inconclusive AND others_end) AND NOT idle_siblings
+       AND (task_id IS NOT NULL OR ended_task IS NOT NULL)
+    THEN
         PERFORM millhand.ring();
     END IF;
 END
@@ -558,13 +583,14 @@ CREATE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint
     AS $$
 DECLARE
     ids bigint[];
-    blockers bigint[];
+    near bigint[];
+    far bigint[];
     locked bigint[];
 BEGIN
-    -- A blocker of each, by its position: one that is still there in a moment
+    -- Blockers of each, by their positions: such as are still there in a moment
     -- and can be locked, and the same for many. So rather the last in line
-    -- before all these than the first, which may be ending; else the first of
-    -- these, or of those that are parked.
+    -- before all these (near) than the first, which may be ending; or the first
+    -- of these, or of those that are parked (far).
     WITH need AS MATERIALIZED (
         SELECT t.id, t.position, n.resource, n.exclusive
           FROM millhand.task t
@@ -597,29 +623,31 @@ BEGIN
                                        ORDER BY p.position LIMIT 1)) AS p) AS h
          GROUP BY h.resource
     ), blocked AS (
-        SELECT need.id, max(b.blocker) AS blocker
+        SELECT need.id,
+               max(CASE WHEN need.exclusive THEN before.last ELSE before.last_exclusive END) AS near,
+               max(first.position) FILTER (WHERE first.position < need.position) AS far
           FROM need
           JOIN head USING (resource)
           LEFT JOIN before USING (resource)
          CROSS JOIN LATERAL
-               (SELECT CASE WHEN need.exclusive THEN coalesce(before.last, head.first)
-                            ELSE coalesce(before.last_exclusive, head.first_exclusive) END) AS b (blocker)
-         WHERE b.blocker < need.position
+               (SELECT CASE WHEN need.exclusive THEN head.first ELSE head.first_exclusive END)
+               AS first (position)
          GROUP BY need.id
     )
-    SELECT array_agg(id), array_agg(blocker) INTO ids, blockers FROM blocked;
+    SELECT array_agg(b.id), array_agg(b.near), array_agg(b.far) INTO ids, near, far
+      FROM blocked AS b;
     locked := ARRAY(
         SELECT t.position FROM millhand.task t
          WHERE t.id IN (SELECT w.id FROM millhand.task w
                          WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
-                           AND w.position = ANY (blockers)
+                           AND w.position = ANY (near || far)
                          UNION
-                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (blockers))
+                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (far))
            AND t.state <> ALL ('{completed,failed,canceled}')
            FOR SHARE SKIP LOCKED);
     RETURN millhand.set_parked(
-        ARRAY(SELECT b.id FROM unnest(ids, blockers) AS b (id, blocker)
-               WHERE b.blocker = ANY (locked)), false);
+        ARRAY(SELECT b.id FROM unnest(ids, near, far) AS b (id, near, far)
+               WHERE b.near = ANY (locked) OR b.far = ANY (locked)), false);
 END
 $$;
 
@@ -776,11 +804,13 @@ $$;
 CREATE FUNCTION millhand.settle_process(process text) RETURNS integer
     LANGUAGE sql
     AS $_$
-    SELECT coalesce(sum(millhand.settle_worker(w.id, format('worker %s has gone missing', w.name))), 0)::integer
-      FROM millhand.worker w WHERE w.process = $1
+    SELECT count(*)::integer
+      FROM (SELECT millhand.settle_worker(w.id, format('worker %s has gone missing', w.name)) AS n_settled
+              FROM millhand.worker w WHERE w.process = $1 ORDER BY w.id) AS settled
+     WHERE settled.n_settled IS NULL
 $_$;
 
-CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, unbegun boolean DEFAULT false, begun bigint DEFAULT NULL::bigint) RETURNS integer
+CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, by_itself boolean DEFAULT false, begun bigint DEFAULT NULL::bigint) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -804,7 +834,15 @@ BEGIN
     PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
     -- And as in dispatch: whoever hangs a bell before this commits looks again.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    IF unbegun THEN
+    IF NOT by_itself AND
+       (SELECT count(*) FROM millhand.task WHERE owner = worker_id AND state IN ('running', 'canceling'))
+       > (SELECT count(*) FROM (SELECT FROM millhand.task
+                                 WHERE owner = worker_id AND state IN ('running', 'canceling')
+                                   FOR NO KEY UPDATE SKIP LOCKED) AS unlocked)
+    THEN
+        RETURN NULL;
+    END IF;
+    IF by_itself THEN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
                attempt = attempt - 1
@@ -842,9 +880,10 @@ BEGIN
     END IF;
     FOR missing IN
         SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
+         ORDER BY id
     LOOP
-        n_settled := n_settled + millhand.settle_worker(
-            missing.id, format('worker %s has gone missing', missing.name));
+        n_settled := n_settled + coalesce(millhand.settle_worker(
+            missing.id, format('worker %s has gone missing', missing.name)), 0);
     END LOOP;
     -- Notes that are of no more use, because nothing is parked.
     DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked);

@@ -332,6 +332,16 @@ fn odd_arrays_of_resources_keep_the_order() {
 }
 
 #[test]
+fn null_is_as_good_as_no_resources() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    for lists in ["NULL, NULL", "NULL, '{a}'", "'{a}', NULL", "NULL, '{a,b,c}'"] {
+        let sql = format!("SELECT millhand.dispatch('t', NULL, {lists})");
+        connection.query_one(&sql, &[]).unwrap();
+    }
+}
+
+#[test]
 fn a_cancel_is_part_of_its_transaction() {
     let database = Database::new();
     let id = database.dispatch(&NewTask::new("t"));

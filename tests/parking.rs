@@ -468,3 +468,107 @@ fn thousands_of_tasks_that_nobody_here_can_run_are_in_nobodys_way() {
         scenario.finish();
     });
 }
+
+/// A cancel of a running task, in a transaction that stays open, keeps its row
+/// locked: what waits for that task can be parked all the same.
+#[test]
+fn what_waits_for_a_task_with_an_open_cancel_is_in_nobodys_way() {
+    each_type(|mut scenario| {
+        scenario.dispatch("page", "x");
+        let holder = scenario.dispatch("holder", "r");
+        scenario.start_worker(4);
+        scenario.expect_running("page holder");
+        let mut other = scenario.database.connect();
+        let mut open = other.transaction().unwrap();
+        client::cancel(&mut open, holder).unwrap();
+        dispatch_fill(&mut scenario, 20, "x");
+        dispatch_fill(&mut scenario, 1500, "r");
+        scenario.dispatch("free", "q");
+        scenario.expect_running("page holder free");
+        open.commit().unwrap();
+        scenario.end("page free");
+        finish(scenario);
+    });
+}
+
+/// An open cancel of those that are first in the line of a handler keeps nobody
+/// behind them from coming back.
+#[test]
+fn an_open_cancel_holds_up_only_its_own_in_the_line_of_a_handler() {
+    const TASKS: usize = 300;
+    each_type(|mut scenario| {
+        let tasks = vec![NewTask::new("elsewhere"); TASKS];
+        let elsewhere = client::dispatch_many(&mut scenario.connection, &tasks).unwrap();
+        scenario.start_worker(1);
+        wait_for_parked(&mut scenario, 200);
+        let first: i64 = scenario
+            .connection
+            .query_one("SELECT min(task_id) FROM millhand.parked", &[])
+            .unwrap()
+            .get(0);
+        let begin = elsewhere.iter().position(|id| id.0 == first).unwrap();
+        let (canceled, rest) = elsewhere[begin..].split_at(20);
+        let mut other = scenario.database.connect();
+        let mut open = other.transaction().unwrap();
+        for id in canceled {
+            client::cancel(&mut open, *id).unwrap();
+        }
+        let workshop =
+            Workshop::new(&scenario.database, "[handlers.elsewhere]\ncommand = [\"true\"]\n");
+        let worker = workshop.worker(scenario.worker_type(), &["--threads", "2"]);
+        for id in rest {
+            scenario.database.wait_for_state(*id, TaskState::Completed);
+        }
+        open.commit().unwrap();
+        scenario.database.wait_for_all_final();
+        worker.stop(Signal::TERM);
+        finish(scenario);
+    });
+}
+
+/// Each of two who end tasks at once sees the other's task running still. The
+/// one that came second knows of the first and says that it must be looked again.
+#[test]
+fn of_two_ends_at_once_one_says_to_look_again() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    for resources in ["a", "b", "a b"] {
+        let task = with_resources(NewTask::new("t"), resources);
+        client::dispatch(&mut connection, &task).unwrap();
+    }
+    let mut sessions: Vec<(Client, i64)> = (0..2)
+        .map(|number| {
+            let mut session = database.connect();
+            let name = format!("w{number}");
+            let worker = session
+                .query_one(
+                    "SELECT millhand.register_worker($1, 'postgres', $1, 'h', 1, '1 h', NULL, NULL)",
+                    &[&name],
+                )
+                .unwrap()
+                .get(0);
+            (session, worker)
+        })
+        .collect();
+    const TURN: &str = "SELECT task_id, coalesce(inconclusive, false)
+        FROM millhand.next_task($1, 'w', '{t}', 0, '{}', $2, 'completed', NULL, NULL, NULL,
+                                true, true, false, false)";
+    let tasks: Vec<Option<i64>> = sessions
+        .iter_mut()
+        .map(|(session, worker)| session.query_one(TURN, &[worker, &None::<i64>]).unwrap().get(0))
+        .collect();
+    assert!(tasks.iter().all(Option::is_some));
+    let [(first, first_worker), (second, second_worker)] = sessions.as_mut_slice() else {
+        unreachable!("two sessions")
+    };
+    let mut first_end = first.transaction().unwrap();
+    let row = first_end.query_one(TURN, &[first_worker, &tasks[0]]).unwrap();
+    assert_eq!((row.get(0), row.get(1)), (None::<i64>, false));
+    let mut second_end = second.transaction().unwrap();
+    let row = second_end.query_one(TURN, &[second_worker, &tasks[1]]).unwrap();
+    assert_eq!((row.get(0), row.get(1)), (None::<i64>, true));
+    first_end.commit().unwrap();
+    second_end.commit().unwrap();
+    let row = first.query_one(TURN, &[first_worker, &None::<i64>]).unwrap();
+    assert!(row.get::<_, Option<i64>>(0).is_some());
+}

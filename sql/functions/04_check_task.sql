@@ -50,3 +50,10 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
            AND ($5[1] IS DISTINCT FROM $5[2] OR $5 = '{}')
            AND coalesce(array_lower($3, 1), 1) = 1 AND coalesce(array_lower($4, 1), 1) = 1
 $$;
+
+-- The names of all resources, the exclusive ones first; null if one of the lists
+-- is a list of lists.
+CREATE OR REPLACE FUNCTION millhand.all_names(exclusive text[], shared text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN array_ndims($1) > 1 OR array_ndims($2) > 1 THEN NULL ELSE $1 || $2 END
+$$;

@@ -20,7 +20,7 @@ CREATE OR REPLACE FUNCTION millhand.dispatch(
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
-    names CONSTANT text[] := exclusive || shared;
+    names CONSTANT text[] := millhand.all_names(exclusive, shared);
     n_exclusive CONSTANT integer := cardinality(exclusive);
     key_1 bigint;
     key_2 bigint;
@@ -53,7 +53,8 @@ BEGIN
         PERFORM millhand.lock_places(exclusive, shared);
     END IF;
     INSERT INTO millhand.task AS t (name, args, exclusive, shared, position)
-    VALUES (name, args, exclusive, shared, nextval('millhand.task_position'))
+    VALUES (name, args, coalesce(exclusive, '{}'), coalesce(shared, '{}'),
+            nextval('millhand.task_position'))
     RETURNING t.id INTO task_id;
     IF millhand.bell_hangs() THEN
         PERFORM pg_notify('millhand_wakeup', '');

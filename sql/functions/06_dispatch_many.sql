@@ -12,6 +12,9 @@ BEGIN
     IF jsonb_typeof(tasks) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'expected a JSON array of tasks' USING ERRCODE = 'check_violation';
     END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(tasks) AS task WHERE jsonb_typeof(task) <> 'object') THEN
+        RAISE EXCEPTION 'expected a JSON object for each task' USING ERRCODE = 'check_violation';
+    END IF;
     SELECT key INTO unknown
       FROM jsonb_array_elements(tasks) AS task, jsonb_object_keys(task) AS key
      WHERE key NOT IN ('name', 'args', 'exclusive', 'shared') LIMIT 1;
@@ -22,7 +25,7 @@ BEGIN
     PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))
        FROM jsonb_to_recordset(tasks) AS t(name text, args jsonb, exclusive text[], shared text[])
       WHERE millhand.is_plain(t.name, coalesce(t.args, '{}'), t.exclusive, t.shared,
-                              coalesce(t.exclusive || t.shared, '{}')) IS NOT TRUE;
+                              coalesce(millhand.all_names(t.exclusive, t.shared), '{}')) IS NOT TRUE;
     PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     SELECT array_agg(r) FILTER (WHERE wanted.exclusive),
@@ -50,7 +53,7 @@ BEGIN
                                WITH ORDINALITY AS given(name, args, exclusive, shared, number)) AS g
                  CROSS JOIN LATERAL
                        (SELECT millhand.is_plain(g.name, g.args, g.exclusive, g.shared,
-                                                 g.exclusive || g.shared) AS is_plain) AS p
+                                                 millhand.all_names(g.exclusive, g.shared)) AS is_plain) AS p
                  ORDER BY g.number) AS t
         RETURNING id;
     PERFORM millhand.ring();

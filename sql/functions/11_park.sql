@@ -31,13 +31,14 @@ RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
     ids bigint[];
-    blockers bigint[];
+    near bigint[];
+    far bigint[];
     locked bigint[];
 BEGIN
-    -- A blocker of each, by its position: one that is still there in a moment
+    -- Blockers of each, by their positions: such as are still there in a moment
     -- and can be locked, and the same for many. So rather the last in line
-    -- before all these than the first, which may be ending; else the first of
-    -- these, or of those that are parked.
+    -- before all these (near) than the first, which may be ending; or the first
+    -- of these, or of those that are parked (far).
     WITH need AS MATERIALIZED (
         SELECT t.id, t.position, n.resource, n.exclusive
           FROM millhand.task t
@@ -70,29 +71,31 @@ BEGIN
                                        ORDER BY p.position LIMIT 1)) AS p) AS h
          GROUP BY h.resource
     ), blocked AS (
-        SELECT need.id, max(b.blocker) AS blocker
+        SELECT need.id,
+               max(CASE WHEN need.exclusive THEN before.last ELSE before.last_exclusive END) AS near,
+               max(first.position) FILTER (WHERE first.position < need.position) AS far
           FROM need
           JOIN head USING (resource)
           LEFT JOIN before USING (resource)
          CROSS JOIN LATERAL
-               (SELECT CASE WHEN need.exclusive THEN coalesce(before.last, head.first)
-                            ELSE coalesce(before.last_exclusive, head.first_exclusive) END) AS b (blocker)
-         WHERE b.blocker < need.position
+               (SELECT CASE WHEN need.exclusive THEN head.first ELSE head.first_exclusive END)
+               AS first (position)
          GROUP BY need.id
     )
-    SELECT array_agg(id), array_agg(blocker) INTO ids, blockers FROM blocked;
+    SELECT array_agg(b.id), array_agg(b.near), array_agg(b.far) INTO ids, near, far
+      FROM blocked AS b;
     locked := ARRAY(
         SELECT t.position FROM millhand.task t
          WHERE t.id IN (SELECT w.id FROM millhand.task w
                          WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
-                           AND w.position = ANY (blockers)
+                           AND w.position = ANY (near || far)
                          UNION
-                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (blockers))
+                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (far))
            AND t.state <> ALL ('{completed,failed,canceled}')
            FOR SHARE SKIP LOCKED);
     RETURN millhand.set_parked(
-        ARRAY(SELECT b.id FROM unnest(ids, blockers) AS b (id, blocker)
-               WHERE b.blocker = ANY (locked)), false);
+        ARRAY(SELECT b.id FROM unnest(ids, near, far) AS b (id, near, far)
+               WHERE b.near = ANY (locked) OR b.far = ANY (locked)), false);
 END
 $$;
 
@@ -140,26 +143,23 @@ $$;
 CREATE OR REPLACE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    first record;
+    called record;
 BEGIN
-    -- 8 of each, because others may be about to bring the first ones back.
-    FOR first IN
-        SELECT w.task_id, w.position
-          FROM unnest(handlers) AS name
-         CROSS JOIN LATERAL (SELECT p.task_id, p.position FROM millhand.parked p
-                              WHERE p.handler = name ORDER BY p.position LIMIT 8) AS w
-         ORDER BY w.position
-    LOOP
-        UPDATE millhand.task SET parked = false
-         WHERE id = (SELECT t.id FROM millhand.task t
-                      WHERE t.id = first.task_id AND t.parked IS TRUE
-                        FOR NO KEY UPDATE SKIP LOCKED);
-        IF FOUND THEN
-            DELETE FROM millhand.parked WHERE position = first.position;
-            RETURN true;
-        END IF;
-    END LOOP;
-    RETURN false;
+    -- Past those that somebody keeps locked, or is about to bring back.
+    SELECT first.task_id, first.position INTO called
+      FROM unnest(handlers) AS name
+     CROSS JOIN LATERAL (SELECT p.task_id, p.position
+                           FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
+                          WHERE p.handler = name AND t.parked IS TRUE
+                          ORDER BY p.position LIMIT 1
+                            FOR NO KEY UPDATE OF t SKIP LOCKED) AS first
+     ORDER BY first.position LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE millhand.task SET parked = false WHERE id = called.task_id;
+    DELETE FROM millhand.parked WHERE position = called.position;
+    RETURN true;
 END
 $$;
 

@@ -34,7 +34,9 @@
 -- what the ended task has `freed`: if the next task takes all that for itself,
 -- the look is over.
 -- `inconclusive`: a task that looked free was in somebody's hands for the
--- moment; look again soon. `unfinished`: the look ended before the queue did;
+-- moment, or one that waits for what was freed may wait for nothing else than
+-- what others are ending just now, who cannot see this end either; look again
+-- soon. `unfinished`: the look ended before the queue did;
 -- look on at once.
 --
 -- Every expression is made ready anew in every transaction, and every statement
@@ -53,6 +55,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     freed text[];
+    others_end boolean;
     look_further boolean;
     is_deep boolean := hang_bell OR take_bell_down;
     has_unparked boolean := false;
@@ -75,6 +78,10 @@ BEGIN
     IF ended_task IS NOT NULL THEN
         -- As in dispatch: whoever hangs a bell before this commits looks again.
         locked := pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+        -- Before the look: of two who end tasks at once, the second sees the
+        -- first here.
+        others_end := NOT (pg_try_advisory_lock(millhand.dispatching_lock())
+                           AND pg_advisory_unlock(millhand.dispatching_lock()));
         freed := millhand.finish_task(
             worker_id, ended_task, outcome, task_result, task_error, task_log);
         IF freed IS NULL THEN
@@ -134,6 +141,7 @@ BEGIN
                 IF NOT blocked THEN
                     IF task_id IS NOT NULL THEN
                         more := true;
+                        inconclusive := inconclusive OR others_end;
                         EXIT looks;
                     ELSIF candidate.name <> ALL (handlers) THEN
                         -- Others may have a handler; it keeps its place.
@@ -167,6 +175,11 @@ BEGIN
                         inconclusive := true;
                     END IF;
                 END IF;
+                IF others_end AND blocked AND look_further
+                   AND (candidate.exclusive || candidate.shared) && freed
+                THEN
+                    inconclusive := true;
+                END IF;
                 n_passed := n_passed + 1;
                 IF n_passed > 20 THEN
                     IF is_deep AND blocked THEN
@@ -199,7 +212,8 @@ BEGIN
                     PERFORM millhand.ring();
                 END IF;
             END IF;
-            IF held_up IS NOT NULL THEN
+            -- (The last one may have come back in the moment between.)
+            IF held_up IS NOT NULL OR candidate.behind_parked IS NOT NULL THEN
                 IF freed IS NOT NULL THEN
                     freed := lines;
                 END IF;
@@ -237,7 +251,9 @@ BEGIN
     END IF;
     -- Ringing needs a cause of its own, a start or an end; otherwise idle
     -- processes could wake each other for ever over work that none can do.
-    IF more AND NOT idle_siblings AND (task_id IS NOT NULL OR ended_task IS NOT NULL) THEN
+    IF (more OR inconclusive AND others_end) AND NOT idle_siblings
+       AND (task_id IS NOT NULL OR ended_task IS NOT NULL)
+    THEN
         PERFORM millhand.ring();
     END IF;
 END

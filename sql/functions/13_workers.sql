@@ -3,10 +3,14 @@
 --
 -- The guard on the owner makes this the worker's last act: whoever wins the
 -- row lock, the worker itself or a sweeper, the other finds nothing to do.
--- `unbegun` says that the worker knows that it never began a handler but for
+-- `by_itself` says that the worker knows that it never began a handler but for
 -- the task `begun`: such tasks go back to wait at their place.
+--
+-- Returns how many tasks it settled; null if that has to be tried again, because
+-- somebody keeps the row of one locked (such as a cancel in a transaction that
+-- stays open). Only the worker itself waits for that.
 CREATE OR REPLACE FUNCTION millhand.settle_worker(
-    worker_id bigint, reason text, unbegun boolean DEFAULT false, begun bigint DEFAULT NULL
+    worker_id bigint, reason text, by_itself boolean DEFAULT false, begun bigint DEFAULT NULL
 ) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -30,7 +34,15 @@ BEGIN
     PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
     -- And as in dispatch: whoever hangs a bell before this commits looks again.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    IF unbegun THEN
+    IF NOT by_itself AND
+       (SELECT count(*) FROM millhand.task WHERE owner = worker_id AND state IN ('running', 'canceling'))
+       > (SELECT count(*) FROM (SELECT FROM millhand.task
+                                 WHERE owner = worker_id AND state IN ('running', 'canceling')
+                                   FOR NO KEY UPDATE SKIP LOCKED) AS unlocked)
+    THEN
+        RETURN NULL;
+    END IF;
+    IF by_itself THEN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
                attempt = attempt - 1
@@ -56,11 +68,14 @@ BEGIN
 END
 $$;
 
--- Settles all workers of one process, which is dead.
+-- Settles the workers of one process, which is dead, and returns how many have
+-- to be tried again.
 CREATE OR REPLACE FUNCTION millhand.settle_process(process text) RETURNS integer
 LANGUAGE sql AS $$
-    SELECT coalesce(sum(millhand.settle_worker(w.id, format('worker %s has gone missing', w.name))), 0)::integer
-      FROM millhand.worker w WHERE w.process = $1
+    SELECT count(*)::integer
+      FROM (SELECT millhand.settle_worker(w.id, format('worker %s has gone missing', w.name)) AS n_settled
+              FROM millhand.worker w WHERE w.process = $1 ORDER BY w.id) AS settled
+     WHERE settled.n_settled IS NULL
 $$;
 
 -- Removes rows of this process that nobody stands for: a registration was
@@ -69,12 +84,16 @@ $$;
 -- its lock, taken before it could be seen, is free.
 CREATE OR REPLACE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
 LANGUAGE sql AS $$
-    DELETE FROM millhand.worker w
-     WHERE w.process = $1
-       AND NOT EXISTS (SELECT FROM millhand.task t
-                        WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
-       AND pg_try_advisory_lock(millhand.worker_lock(w.id))
-       AND pg_advisory_unlock(millhand.worker_lock(w.id))
+    DELETE FROM millhand.worker
+     WHERE id IN (SELECT w.id FROM millhand.worker w
+                   WHERE w.process = $1
+                     AND NOT EXISTS (SELECT FROM millhand.task t
+                                      WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
+                     AND pg_try_advisory_lock(millhand.worker_lock(w.id))
+                     AND pg_advisory_unlock(millhand.worker_lock(w.id))
+                     -- Its thread may be settling it just now, and waiting
+                     -- for the lock of registrations that is held here.
+                     FOR UPDATE SKIP LOCKED)
 $$;
 
 -- Registers a worker, on the connection that it will work on, and returns its

@@ -20,9 +20,10 @@ BEGIN
     END IF;
     FOR missing IN
         SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
+         ORDER BY id
     LOOP
-        n_settled := n_settled + millhand.settle_worker(
-            missing.id, format('worker %s has gone missing', missing.name));
+        n_settled := n_settled + coalesce(millhand.settle_worker(
+            missing.id, format('worker %s has gone missing', missing.name)), 0);
     END LOOP;
     -- Notes that are of no more use, because nothing is parked.
     DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked);

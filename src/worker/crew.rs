@@ -10,9 +10,10 @@
 //! - The sentinel's own turn was inconclusive: it looks again soon.
 //!
 //! A turn that is under way may have looked before the reason to wake somebody
-//! arose. Where nobody could be woken for it, the reason is counted, and so is
-//! the end of each task, which turns under way may have seen running still: a
-//! turn that found nothing while a count went up is taken again.
+//! arose. Where nobody could be woken for it, the reason is counted; so are
+//! changes that another sees to, such as the end of each task, which turns under
+//! way may have seen running still. A turn that found nothing while a count went
+//! up is taken again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -56,10 +57,13 @@ struct State {
     turns_under_way: usize,
     /// Reasons to look that arose so far and that nobody was woken for.
     reasons: u64,
-    /// Tasks that ended so far.
-    ends: u64,
+    /// What else happened so far that a turn under way may have missed: ends of
+    /// tasks, and reasons that another worker was woken for.
+    changes: u64,
     /// Inconclusive looks of the sentinel in a row.
     retries: u32,
+    /// When the sentinel looks again by itself.
+    next_look: Option<Instant>,
 }
 
 /// What a worker does in its turn.
@@ -73,7 +77,7 @@ pub(crate) struct Plan {
     pub(crate) hang_bell: bool,
     ends_task: bool,
     reasons: u64,
-    ends: u64,
+    changes: u64,
 }
 
 /// What a worker does after a turn that found nothing.
@@ -90,7 +94,8 @@ pub(crate) enum Rest {
 pub(crate) struct Found {
     pub(crate) task: bool,
     pub(crate) more: bool,
-    /// A task that looked free was in other hands for the moment.
+    /// A task that looked free was in other hands for the moment, or may have
+    /// become free at this moment.
     pub(crate) inconclusive: bool,
     /// The look ended before the queue did.
     pub(crate) unfinished: bool,
@@ -108,8 +113,9 @@ impl Crew {
                 vain_rings: 0,
                 turns_under_way: 0,
                 reasons: 0,
-                ends: 0,
+                changes: 0,
                 retries: 0,
+                next_look: None,
             }),
         }
     }
@@ -129,9 +135,15 @@ impl Crew {
         // A turn may be held up, by a row that somebody keeps locked.
         let room = state.turns_under_way < MAX_TURNS_UNDER_WAY;
         let any = state.idle.last().copied().filter(|_| room);
-        match sentinel.or(any) {
-            Some(worker) => self.wake(&mut state, worker),
-            None => state.reasons += 1,
+        match (sentinel, any) {
+            (Some(sentinel), _) => self.wake(&mut state, sentinel),
+            (None, Some(worker)) => {
+                // If there is a sentinel, it looks just now, perhaps too early,
+                // and only its look tells of those whose end is not to be seen yet.
+                state.changes += 1;
+                self.wake(&mut state, worker);
+            }
+            (None, None) => state.reasons += 1,
         }
     }
 
@@ -150,7 +162,7 @@ impl Crew {
     /// A worker takes a turn.
     ///
     /// One that first `ends_task` hangs no bell, because the end of a task may
-    /// be held up by others. Its worker takes another turn if it found nothing.
+    /// be held up by others.
     pub(crate) fn begin_turn(&self, worker: usize, ends_task: bool) -> Plan {
         let mut state = self.lock();
         state.idle.retain(|idle| *idle != worker);
@@ -159,6 +171,9 @@ impl Crew {
             state.sentinel.get_or_insert(worker);
         }
         let is_sentinel = state.sentinel == Some(worker);
+        if is_sentinel {
+            state.next_look = None;
+        }
         let bell_hung = state.bell_hung.take_if(|_| is_sentinel);
         let take_bell_down = bell_hung.is_some();
         if bell_hung.is_some_and(|since| since.elapsed() > QUIET) {
@@ -170,7 +185,7 @@ impl Crew {
             hang_bell: is_sentinel && !(take_bell_down && state.vain_rings > 0),
             ends_task,
             reasons: state.reasons,
-            ends: state.ends,
+            changes: state.changes,
         }
     }
 
@@ -188,9 +203,9 @@ impl Crew {
             }
         }
         let missed_reasons = state.reasons != plan.reasons;
-        let missed_ends = state.ends != plan.ends;
+        let missed_changes = state.changes != plan.changes;
         if plan.ends_task {
-            state.ends += 1;
+            state.changes += 1;
         }
         if found.task {
             if is_sentinel {
@@ -211,11 +226,14 @@ impl Crew {
                 _ if more => state.reasons += 1,
                 _ => {}
             }
+            if found.inconclusive && plan.idle_siblings {
+                self.look_soon(&mut state);
+            }
             return Rest::Again;
         }
         let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
         // Without a sentinel, its predecessor found work meanwhile.
-        if !enough && (missed_reasons || missed_ends || state.sentinel.is_none()) {
+        if !enough && (missed_reasons || missed_changes || state.sentinel.is_none()) {
             return Rest::Again;
         }
         if is_sentinel && found.unfinished {
@@ -225,18 +243,14 @@ impl Crew {
         if !is_sentinel {
             // The sentinel looks further, and again, for all.
             if found.inconclusive || found.unfinished {
-                // If it is looking just now, it may have looked too early.
-                state.reasons += 1;
-                if let Some(sentinel) = state.sentinel.filter(|s| state.idle.contains(s)) {
-                    self.wake(&mut state, sentinel);
-                }
+                self.look_soon(&mut state);
             }
             return Rest::Wait(None);
         }
         if !plan.hang_bell {
             let rest =
                 FIRST_REST_OF_BELL.saturating_mul(1 << state.vain_rings.saturating_sub(2).min(16));
-            return Rest::Wait(Some(rest.min(LAST_REST_OF_BELL)));
+            return self.look_again(&mut state, rest.min(LAST_REST_OF_BELL));
         }
         if !found.inconclusive {
             state.retries = 0;
@@ -244,7 +258,31 @@ impl Crew {
         }
         let wait = FIRST_RETRY.saturating_mul(1 << state.retries.min(16)).min(LAST_RETRY);
         state.retries += 1;
+        self.look_again(&mut state, wait)
+    }
+
+    fn look_again(&self, state: &mut State, wait: Duration) -> Rest {
+        state.next_look = Some(Instant::now() + wait);
         Rest::Wait(Some(wait))
+    }
+
+    /// The sentinel looks again, and until nobody is in the midst of a dispatch
+    /// or of an end that it could not see: its look with the bell hung says so.
+    fn look_soon(&self, state: &mut State) {
+        let soon = Instant::now() + LAST_REST_OF_BELL;
+        match state.sentinel {
+            Some(_) if state.next_look.is_some_and(|at| at <= soon) => {}
+            Some(sentinel) if state.idle.contains(&sentinel) => {
+                state.retries = 0;
+                self.wake(state, sentinel);
+            }
+            // It may be looking just now, and too early.
+            Some(_) => state.reasons += 1,
+            None => match state.idle.last().copied() {
+                Some(idle) if state.turns_under_way < MAX_TURNS_UNDER_WAY => self.wake(state, idle),
+                _ => state.reasons += 1,
+            },
+        }
     }
 
     /// The worker's connection is gone, and its bell with it. Whatever it was
@@ -256,6 +294,7 @@ impl Crew {
             state.sentinel = None;
             state.bell_hung = None;
             state.retries = 0;
+            state.next_look = None;
         }
         match state.idle.last().copied() {
             Some(idle) => self.wake(&mut state, idle),
@@ -269,9 +308,10 @@ impl Crew {
         self.drop_out(worker);
     }
 
-    /// Whether every worker is idle: with `--burst`, the end.
+    /// Whether every worker is idle, and will be: with `--burst`, the end.
     pub(crate) fn is_idle(&self) -> bool {
-        self.lock().idle.len() == self.mailboxes.len()
+        let state = self.lock();
+        state.idle.len() == self.mailboxes.len() && state.next_look.is_none()
     }
 
     fn wake(&self, state: &mut State, worker: usize) {

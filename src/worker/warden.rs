@@ -25,7 +25,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -59,6 +59,8 @@ pub(crate) struct Warden {
 
 struct Link {
     pipe: Option<ChildStdin>,
+    /// The process that reads from the pipe.
+    reader: Option<OwnedFd>,
     /// Whether there is a warden that has said so.
     ready: bool,
     groups: HashSet<i32>,
@@ -79,6 +81,7 @@ impl Warden {
     ) -> Result<Arc<Warden>, Error> {
         let link = Link {
             pipe: None,
+            reader: None,
             ready: false,
             groups: HashSet::new(),
             lease_end: None,
@@ -172,7 +175,10 @@ impl Warden {
                     error,
                 )
             })?;
-        link.pipe = child.stdin.take();
+        // Nobody ever waits for a warden that does not read: see `Link::say`.
+        link.pipe = child.stdin.take().filter(|pipe| rustix::io::ioctl_fionbio(pipe, true).is_ok());
+        link.reader =
+            rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
         link.say_lease();
         let groups: Vec<i32> = link.groups.iter().copied().collect();
         for group in groups {
@@ -200,7 +206,7 @@ fn keep_alive(watched: &Weak<Warden>, mut child: Child) {
         let status = child.wait();
         let Some(warden) = watched.upgrade() else { return };
         let mut link = warden.lock();
-        (link.ready, link.pipe) = (false, None);
+        (link.ready, link.pipe, link.reader) = (false, None, None);
         if link.ended {
             return;
         }
@@ -251,8 +257,13 @@ impl Link {
     fn say(&mut self, line: &str) {
         let Some(pipe) = &mut self.pipe else { return };
         // A warden that has died is replaced by its watcher, which tells the
-        // successor of every group.
+        // successor of every group. One that has not read for so long that the
+        // pipe is full is frozen, and would not kill either.
         if pipe.write_all(line.as_bytes()).is_err() {
+            self.ready = false;
+            if let Some(reader) = &self.reader {
+                let _ = rustix::process::pidfd_send_signal(reader, Signal::KILL);
+            }
             self.pipe = None;
         }
     }
@@ -444,19 +455,24 @@ fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
             client
                 .batch_execute(include_str!("../../sql/queries/worker_session.sql"))
                 .and_then(|()| {
-                    client
-                        .execute(include_str!("../../sql/queries/settle_process.sql"), &[&process])
+                    client.query_one(
+                        include_str!("../../sql/queries/settle_process.sql"),
+                        &[&process],
+                    )
                 })
                 .map_err(|error| Error::postgres("could not settle a dead worker's tasks", error))
         });
         match settled {
+            Ok(row) if row.get::<_, i32>(0) == 0 => return Ok(()),
+            // Somebody keeps the rows of the others locked.
+            Ok(_) if Instant::now() < deadline => {}
+            // After the ttl anybody may sweep them.
             Ok(_) => return Ok(()),
-            Err(error) if error.is_unavailable() && Instant::now() < deadline => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_secs(1));
-            }
+            Err(error) if error.is_unavailable() && Instant::now() < deadline => {}
             Err(error) => return Err(error),
         }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
@@ -495,5 +511,32 @@ mod tests {
         assert_eq!(third.try_wait().unwrap(), None, "killed under a lease");
         third.kill().unwrap();
         third.wait().unwrap();
+    }
+
+    /// Waiting for it would keep heartbeats and the ends of tasks from being sent.
+    #[test]
+    fn nobody_waits_for_a_warden_that_does_not_read() {
+        let warden = Warden {
+            program: vec!["sleep".into(), "30".into()],
+            process: String::new(),
+            ttl: Duration::ZERO,
+            url: String::new(),
+            working_directory: PathBuf::new(),
+            link: Mutex::new(Link {
+                pipe: None,
+                reader: None,
+                ready: true,
+                groups: HashSet::new(),
+                lease_end: None,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+        };
+        let mut child = warden.spawn(&mut warden.lock()).unwrap();
+        for _ in 0..100_000 {
+            warden.add(Pid::INIT);
+        }
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        assert!(!warden.is_ready());
     }
 }

@@ -354,3 +354,31 @@ fn a_dead_workers_task_fails_long_before_the_ttl() {
         assert_clean(&database, &workshop);
     }
 }
+
+/// A cancel in a transaction that stays open keeps the row of one task locked:
+/// the others of a worker that was killed are settled at once all the same.
+#[test]
+fn an_open_cancel_holds_up_the_settling_of_its_own_task_only() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = workshop(&database);
+        let worker = workshop.worker(worker_type, &["--threads", "2"]);
+        let tasks: Vec<_> = ["a", "b"]
+            .iter()
+            .map(|gate| {
+                let id = database.dispatch(&gate_task(&workshop, "gate", gate));
+                workshop.wait_at_gate(&database, gate);
+                id
+            })
+            .collect();
+        let mut other = database.connect();
+        let mut open = other.transaction().unwrap();
+        millhand::cancel(&mut open, tasks[0]).unwrap();
+        worker.kill();
+        database.wait_for_state(tasks[1], TaskState::Failed);
+        assert_eq!(database.task(tasks[0]).state, TaskState::Running);
+        open.commit().unwrap();
+        database.wait_for_state(tasks[0], TaskState::Canceled);
+        assert_clean(&database, &workshop);
+    }
+}

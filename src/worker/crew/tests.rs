@@ -23,8 +23,8 @@ enum State {
 /// Its place in the table is its position.
 #[derive(Debug, Clone, Copy)]
 struct Task {
-    /// Needed exclusively; a task without one conflicts with none.
-    resource: Option<u8>,
+    /// Those that it needs, exclusively, one a bit.
+    resources: u8,
     state: State,
 }
 
@@ -74,6 +74,7 @@ struct Turn {
     found: Found,
     task: Option<usize>,
     look_further: bool,
+    others_end: bool,
     deep: bool,
     /// A NOTIFY goes out with the commit.
     rings: bool,
@@ -213,10 +214,10 @@ impl World {
                 }
                 Choice::NewDispatch => {
                     self.to_dispatch -= 1;
-                    let resource = Some(self.random.u8(..4)).filter(|resource| *resource > 0);
+                    let resources = self.random.u8(..16) & self.random.u8(..16);
                     self.dispatches
-                        .push(Dispatch::Inserted(Task { resource, state: State::Waiting }));
-                    self.note(format!("a dispatch begins, of a task on {resource:?}"));
+                        .push(Dispatch::Inserted(Task { resources, state: State::Waiting }));
+                    self.note(format!("a dispatch begins, of a task on {resources:04b}"));
                 }
                 Choice::EndTask(worker) => {
                     if let Step::Run(task) = self.workers[worker].step {
@@ -250,17 +251,20 @@ impl World {
 
     /// Whether a snapshot shows this task as waiting for nobody.
     fn is_free(&self, task: usize, snapshot: &[State]) -> bool {
-        let resource = self.tasks[task].resource;
+        let resources = self.tasks[task].resources;
         snapshot[task] == State::Waiting
-            && (resource.is_none()
-                || (0..task).all(|earlier| {
-                    self.tasks[earlier].resource != resource || snapshot[earlier] == State::Final
-                }))
+            && (0..task).all(|earlier| {
+                self.tasks[earlier].resources & resources == 0 || snapshot[earlier] == State::Final
+            })
     }
 
     fn locks_of(&self, task: usize) -> Vec<Lock> {
-        let resource = self.tasks[task].resource.map(Lock::Resource);
-        resource.into_iter().chain([Lock::Task(task)]).collect()
+        let resources = self.tasks[task].resources;
+        (0..4)
+            .filter(|bit| resources & 1 << bit != 0)
+            .map(Lock::Resource)
+            .chain([Lock::Task(task)])
+            .collect()
     }
 
     /// All or none, as `try_locks`.
@@ -321,6 +325,7 @@ impl World {
                     found: Found::default(),
                     task: None,
                     look_further: false,
+                    others_end: false,
                     deep: false,
                     rings: false,
                 })
@@ -330,6 +335,7 @@ impl World {
                     self.bells.retain(|holder| *holder != worker);
                 }
                 if ended.is_some() {
+                    turn.others_end = self.is_anybody_dispatching();
                     self.dispatching.push(worker);
                 }
                 turn.look_further = turn.plan.idle_siblings || self.bell_hangs();
@@ -345,8 +351,8 @@ impl World {
             Step::Claim(turn, snapshot) => self.claim(worker, turn, &snapshot),
             Step::Ring(mut turn) => {
                 let causes = turn.task.is_some() || ended.is_some();
-                turn.rings =
-                    turn.found.more && !turn.plan.idle_siblings && causes && self.bell_hangs();
+                let tells = turn.found.more || turn.found.inconclusive && turn.others_end;
+                turn.rings = tells && !turn.plan.idle_siblings && causes && self.bell_hangs();
                 Step::Commit(turn)
             }
             Step::Commit(turn) => {
@@ -392,12 +398,19 @@ impl World {
     /// The look of `next_task`, and what follows it.
     fn claim(&mut self, worker: usize, mut turn: Turn, snapshot: &[State]) -> Step {
         turn.found.more = false;
+        let freed = self.workers[worker].ended.map(|ended| self.tasks[ended].resources);
         for task in 0..snapshot.len() {
             if !self.is_free(task, snapshot) {
+                let waits = snapshot[task] == State::Waiting;
+                let overlaps = freed.is_some_and(|freed| self.tasks[task].resources & freed != 0);
+                if turn.others_end && turn.look_further && waits && overlaps {
+                    turn.found.inconclusive = true;
+                }
                 continue;
             }
             if turn.task.is_some() {
                 turn.found.more = true;
+                turn.found.inconclusive |= turn.others_end;
                 break;
             }
             // Its row may be in the hands of a claim that is being committed:
@@ -410,10 +423,7 @@ impl World {
             } else {
                 turn.task = Some(task);
                 // What the ended task has freed is taken again.
-                let takes_all = self.workers[worker].ended.is_some_and(|ended| {
-                    let freed = self.tasks[ended].resource;
-                    freed.is_none() || freed == self.tasks[task].resource
-                });
+                let takes_all = freed.is_some_and(|freed| freed & !self.tasks[task].resources == 0);
                 if !turn.look_further || takes_all {
                     break;
                 }
@@ -427,7 +437,7 @@ impl World {
             self.bells.push(worker);
             turn.deep = true;
             turn.found.bell_hung = true;
-            turn.found.inconclusive = !self.dispatching.is_empty() || !self.dispatches.is_empty();
+            turn.found.inconclusive = self.is_anybody_dispatching();
             return Step::Look(turn);
         }
         Step::Ring(turn)
@@ -476,6 +486,11 @@ impl World {
         }
         self.crews[crew].drop_out(index);
         self.workers[worker].step = Step::Settle;
+    }
+
+    /// Or ending or settling a task.
+    fn is_anybody_dispatching(&self) -> bool {
+        !self.dispatching.is_empty() || !self.dispatches.is_empty()
     }
 
     fn bell_hangs(&self) -> bool {
