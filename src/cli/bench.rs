@@ -46,6 +46,8 @@ enum What {
     Pickup,
     /// Watch workers that have nothing to do
     Idle,
+    /// Drain a table with a past: finished, blocked and waiting tasks, an old transaction
+    Depth,
     /// Run the whole set beside the physical limit, with the budgets
     All,
 }
@@ -143,6 +145,7 @@ fn measure(
         What::Burst => burst(url, client, load)?,
         What::Pickup => pickup(url, client, load)?,
         What::Idle => idle(url, client, load)?,
+        What::Depth => single::depth(url, client, load)?,
         What::All => Map::new(),
     };
     let mut all = Map::new();

@@ -133,7 +133,7 @@ impl Crew {
         let mut state = self.lock();
         let sentinel = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
         // A turn may be held up, by a row that somebody keeps locked.
-        let room = state.turns_under_way < MAX_TURNS_UNDER_WAY;
+        let room = state.turns_under_way < MAX_TURNS_UNDER_WAY && state.vain_rings == 0;
         let any = state.idle.last().copied().filter(|_| room);
         match (sentinel, any) {
             (Some(sentinel), _) => self.wake(&mut state, sentinel),
@@ -231,6 +231,13 @@ impl Crew {
             }
             return Rest::Again;
         }
+        if is_sentinel && plan.take_bell_down && !plan.hang_bell && !found.unfinished {
+            // Whatever it missed, it looks again soon.
+            state.idle.push(worker);
+            let rest =
+                FIRST_REST_OF_BELL.saturating_mul(1 << state.vain_rings.saturating_sub(2).min(16));
+            return self.look_again(&mut state, rest.min(LAST_REST_OF_BELL));
+        }
         let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
         // Without a sentinel, its predecessor found work meanwhile.
         if !enough && (missed_reasons || missed_changes || state.sentinel.is_none()) {
@@ -246,11 +253,6 @@ impl Crew {
                 self.look_soon(&mut state);
             }
             return Rest::Wait(None);
-        }
-        if !plan.hang_bell {
-            let rest =
-                FIRST_REST_OF_BELL.saturating_mul(1 << state.vain_rings.saturating_sub(2).min(16));
-            return self.look_again(&mut state, rest.min(LAST_REST_OF_BELL));
         }
         if !found.inconclusive {
             state.retries = 0;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use millhand::{Error, NewTask, TaskId, client, db};
 use postgres::Client;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::fleet::Fleet;
 use super::measure::Meter;
@@ -121,24 +121,27 @@ fn ideal_rounds(tasks: &[NewTask], threads: usize) -> f64 {
     running.last_key_value().map_or(0, |(round, _)| round + 1) as f64
 }
 
-/// Postgres' processor time for a task on a table with a past, as a multiple of
-/// that on an empty one, beside a task that runs all the time.
-pub(super) struct Growth {
-    /// A million finished, and a transaction that has been open since before.
-    pub(super) old_transaction: f64,
-    /// Then, with that closed, 20,000 blocked ahead of it.
-    pub(super) blocked: f64,
-    /// And 80,000 more behind those.
-    pub(super) backlog: f64,
-}
-
-pub(super) fn growth(url: &str, client: &mut Client, load: &Load) -> Result<Growth, Error> {
+/// Postgres' processor time for a task on a table with a past, in microseconds
+/// and as a multiple of that on an empty one, beside a task that runs all the
+/// time: with a million finished and a transaction that has been open since
+/// before; then, with that closed, behind 20,000 blocked; then with 80,000 more.
+pub(super) fn depth(
+    url: &str,
+    client: &mut Client,
+    load: &Load,
+) -> Result<Map<String, Value>, Error> {
     let mut fleet = Fleet::start(url, &Load { threads: 9, ..load.clone() })?;
     fleet.wait_until_online(client)?;
     let blocker = NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
     client::dispatch(client, &blocker)?;
     wait_until_running(client, 1)?;
     let empty = drain_cost(&mut fleet, client, load)?;
+    let mut figures = Map::new();
+    let mut note = |name: &str, cost: f64| {
+        figures.insert(format!("{name}_us_per_task"), json!(cost));
+        figures.insert(format!("{name}_ratio"), json!(cost / empty));
+    };
+    note("empty", empty);
     let mut other = db::connect(url, "millhand bench")?;
     let fail = |error| Error::postgres("could not open a transaction", error);
     let mut old = other
@@ -151,21 +154,20 @@ pub(super) fn growth(url: &str, client: &mut Client, load: &Load) -> Result<Grow
     drain_cost(&mut fleet, client, load)?;
     // The safety poll of the workers sees by and by what has ended.
     std::thread::sleep(Duration::from_secs(3));
-    let old_transaction = drain_cost(&mut fleet, client, load)? / empty;
+    note("old_transaction", drain_cost(&mut fleet, client, load)?);
     old.rollback().map_err(fail)?;
-    let mut ratios = Vec::new();
-    for n_batches in [20, 80] {
+    for (name, n_batches) in [("blocked", 20), ("backlog", 80)] {
         let blocked = NewTask::new("millhand.noop").shared("blocked");
         for _ in 0..n_batches {
             client::dispatch_many(client, &vec![blocked.clone(); super::BATCH])?;
         }
         // They are parked first; then what the rest costs shows.
         wait_until_parked(client)?;
-        ratios.push(drain_cost(&mut fleet, client, load)? / empty);
+        note(name, drain_cost(&mut fleet, client, load)?);
     }
     drop(fleet);
     clear(client)?;
-    Ok(Growth { old_transaction, blocked: ratios[0], backlog: ratios[1] })
+    Ok(figures)
 }
 
 /// Postgres' processor time for each of some more tasks, in microseconds.

@@ -45,7 +45,6 @@ struct Single {
     kills: Series,
     command_overhead: f64,
     burst: f64,
-    growth: single::Growth,
 }
 
 pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCode, Failure> {
@@ -66,9 +65,9 @@ pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCod
         kills: single::kills(url, client, &one)?,
         command_overhead: single::command_overhead(url, client, &one)?,
         burst: single::burst_ratio(url, client, &one)?,
-        growth: single::growth(url, client, &one)?,
     };
-    let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &single);
+    let depth = measure(What::Depth, url, client, &one)?;
+    let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &depth, &single);
     let mut out = std::io::stdout().lock();
     if load.json {
         let figures: Map<String, Value> =
@@ -216,6 +215,7 @@ fn lines(
     pickup_1: &Map<String, Value>,
     pickup_many: &Map<String, Value>,
     idle: &Map<String, Value>,
+    depth: &Map<String, Value>,
     single: &Single,
 ) -> Vec<Line> {
     use Budget::{AtLeast, Below};
@@ -345,19 +345,19 @@ fn lines(
         line(
             "old_transaction_ratio",
             "a task beside an old transaction, of one without",
-            single.growth.old_transaction,
+            number(depth, "old_transaction_ratio"),
             Some(Below(1.5)),
         ),
         line(
             "blocked_ratio",
             "  behind 20,000 blocked, 1 M finished",
-            single.growth.blocked,
+            number(depth, "blocked_ratio"),
             Some(Below(1.5)),
         ),
         line(
             "backlog_ratio",
             "  and with 100,000 waiting",
-            single.growth.backlog,
+            number(depth, "backlog_ratio"),
             Some(Below(1.5)),
         ),
         line(
