@@ -21,6 +21,10 @@
 -- only ever notes the lines: it keeps no task but its own from coming back.
 -- Bringing back too many is harmless: a deep look parks them again.
 --
+-- Who is first in a line is asked for with BETWEEN and by the index's own order:
+-- with `=`, Postgres walks along the positions of all lines instead, where its
+-- statistics know of one long line only.
+--
 -- A free task that has no handler here comes back when a worker that has one
 -- looks: it waits in the line of its handler.
 
@@ -63,12 +67,13 @@ BEGIN
                 SELECT line.resource, p.exclusive, p.position
                   FROM (SELECT DISTINCT resource FROM need) AS line
                  CROSS JOIN LATERAL ((SELECT p.exclusive, p.position FROM millhand.parked p
-                                       WHERE p.resource = line.resource
-                                       ORDER BY p.position LIMIT 1)
+                                       WHERE p.resource BETWEEN line.resource AND line.resource
+                                       ORDER BY p.resource, p.position LIMIT 1)
                                       UNION ALL
                                      (SELECT p.exclusive, p.position FROM millhand.parked p
-                                       WHERE p.resource = line.resource AND p.exclusive
-                                       ORDER BY p.position LIMIT 1)) AS p) AS h
+                                       WHERE p.resource BETWEEN line.resource AND line.resource
+                                         AND p.exclusive
+                                       ORDER BY p.resource, p.position LIMIT 1)) AS p) AS h
          GROUP BY h.resource
     ), blocked AS (
         SELECT need.id,
@@ -143,23 +148,36 @@ $$;
 CREATE OR REPLACE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    called record;
+    line record;
+    waiter record;
 BEGIN
-    -- Past those that somebody keeps locked, or is about to bring back.
-    SELECT first.task_id, first.position INTO called
-      FROM unnest(handlers) AS name
-     CROSS JOIN LATERAL (SELECT p.task_id, p.position
-                           FROM millhand.parked p JOIN millhand.task t ON t.id = p.task_id
-                          WHERE p.handler = name AND t.parked IS TRUE
-                          ORDER BY p.position LIMIT 1
-                            FOR NO KEY UPDATE OF t SKIP LOCKED) AS first
-     ORDER BY first.position LIMIT 1;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    UPDATE millhand.task SET parked = false WHERE id = called.task_id;
-    DELETE FROM millhand.parked WHERE position = called.position;
-    RETURN true;
+    -- The line first whose head has waited longest.
+    FOR line IN
+        SELECT name AS handler
+          FROM unnest(handlers) AS name
+         CROSS JOIN LATERAL (SELECT p.position FROM millhand.parked p
+                              WHERE p.handler BETWEEN name AND name
+                              ORDER BY p.handler, p.position LIMIT 1) AS head
+         ORDER BY head.position
+    LOOP
+        FOR waiter IN
+            SELECT p.task_id, p.position FROM millhand.parked p
+             WHERE p.handler BETWEEN line.handler AND line.handler
+             ORDER BY p.handler, p.position
+        LOOP
+            -- Past those that somebody keeps locked, or is about to bring back.
+            -- (Joined into the query above, this made it scan all of parked.)
+            UPDATE millhand.task SET parked = false
+             WHERE id = (SELECT t.id FROM millhand.task t
+                          WHERE t.id = waiter.task_id AND t.parked IS TRUE
+                            FOR NO KEY UPDATE SKIP LOCKED);
+            IF FOUND THEN
+                DELETE FROM millhand.parked WHERE position = waiter.position;
+                RETURN true;
+            END IF;
+        END LOOP;
+    END LOOP;
+    RETURN false;
 END
 $$;
 
@@ -219,17 +237,19 @@ BEGIN
     END IF;
     FOREACH line IN ARRAY lines LOOP
         SELECT p.exclusive, p.task_id INTO head FROM millhand.parked p
-         WHERE p.resource = line ORDER BY p.position LIMIT 1;
+         WHERE p.resource BETWEEN line AND line ORDER BY p.resource, p.position LIMIT 1;
         CONTINUE WHEN NOT FOUND;
         IF head.exclusive THEN
             line_ids := ARRAY[head.task_id];
         ELSE
             line_ids := ARRAY(
                 SELECT p.task_id FROM millhand.parked p
-                 WHERE p.resource = line
+                 WHERE p.resource BETWEEN line AND line
                    AND p.position < coalesce((SELECT e.position FROM millhand.parked e
-                                               WHERE e.resource = line AND e.exclusive
-                                               ORDER BY e.position LIMIT 1), 9223372036854775807));
+                                               WHERE e.resource BETWEEN line AND line AND e.exclusive
+                                               ORDER BY e.resource, e.position LIMIT 1),
+                                             9223372036854775807)
+                 ORDER BY p.resource, p.position);
         END IF;
         next_ids := next_ids || line_ids;
         next_lines := next_lines || array_fill(line, ARRAY[cardinality(line_ids)]);

@@ -251,7 +251,7 @@ BEGIN
     END IF;
     -- Ringing needs a cause of its own, a start or an end; otherwise idle
     -- processes could wake each other for ever over work that none can do.
-    IF (more OR inconclusive AND others_end) AND NOT idle_siblings
+    IF (more OR inconclusive AND others_end) AND look_further AND NOT idle_siblings
        AND (task_id IS NOT NULL OR ended_task IS NOT NULL)
     THEN
         PERFORM millhand.ring();

@@ -55,6 +55,7 @@ struct State {
     /// How often it rang in vain of late.
     vain_rings: u32,
     turns_under_way: usize,
+    n_turns: u64,
     /// Reasons to look that arose so far and that nobody was woken for.
     reasons: u64,
     /// What else happened so far that a turn under way may have missed: ends of
@@ -112,6 +113,7 @@ impl Crew {
                 bell_hung: None,
                 vain_rings: 0,
                 turns_under_way: 0,
+                n_turns: 0,
                 reasons: 0,
                 changes: 0,
                 retries: 0,
@@ -167,6 +169,7 @@ impl Crew {
         let mut state = self.lock();
         state.idle.retain(|idle| *idle != worker);
         state.turns_under_way += 1;
+        state.n_turns += 1;
         if !ends_task {
             state.sentinel.get_or_insert(worker);
         }
@@ -308,6 +311,11 @@ impl Crew {
     pub(crate) fn abandon_turn(&self, worker: usize) {
         self.lock().turns_under_way -= 1;
         self.drop_out(worker);
+    }
+
+    /// How many turns were begun so far.
+    pub(crate) fn n_turns(&self) -> u64 {
+        self.lock().n_turns
     }
 
     /// Whether every worker is idle, and will be: with `--burst`, the end.

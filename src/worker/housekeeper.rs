@@ -16,6 +16,10 @@ use crate::task::TaskId;
 
 /// How often a process looks for what it may have missed.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often while tasks end by the hundred: looks walk over the remains of all
+/// that has ended since the last poll but one, if they cannot be cleaned away.
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
+const BUSY_TURNS: u64 = 100;
 /// How soon a lost connection is tried again.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -47,6 +51,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
     };
     let mut session: Option<Session> = None;
     let mut warned = false;
+    let mut n_turns = 0;
     while !shared.has_ended() {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
@@ -77,8 +82,11 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         if failed {
             shared.pause(RECONNECT_INTERVAL);
         } else {
+            let turns_before = std::mem::replace(&mut n_turns, shared.crew.n_turns());
+            let is_busy = n_turns - turns_before > BUSY_TURNS;
+            let interval = if is_busy { BUSY_POLL_INTERVAL } else { POLL_INTERVAL };
             // Who has just come need not wait for long.
-            shared.pause_unless(POLL_INTERVAL, || shared.has_fresh_leases());
+            shared.pause_unless(interval, || shared.has_fresh_leases());
         }
     }
 }
