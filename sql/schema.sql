@@ -206,12 +206,11 @@ BEGIN
                               coalesce(millhand.all_names(t.exclusive, t.shared), '{}')) IS NOT TRUE;
     PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    SELECT array_agg(r) FILTER (WHERE wanted.exclusive),
-           array_agg(r) FILTER (WHERE NOT wanted.exclusive)
+    SELECT array_agg(n.resource) FILTER (WHERE n.is_exclusive),
+           array_agg(n.resource) FILTER (WHERE NOT n.is_exclusive)
       INTO all_exclusive, all_shared
       FROM jsonb_to_recordset(tasks) AS t(exclusive text[], shared text[])
-     CROSS JOIN LATERAL (SELECT r, true AS exclusive FROM unnest(t.exclusive) AS r
-                          UNION ALL SELECT r, false FROM unnest(t.shared) AS r) AS wanted;
+     CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n;
     PERFORM millhand.lock_places(coalesce(all_exclusive, '{}'), coalesce(all_shared, '{}'));
     -- The sort stands in a subquery, so that ids and positions are drawn in
     -- the order of the array.
@@ -359,15 +358,17 @@ CREATE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS vo
 BEGIN
     PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
                  ELSE pg_advisory_xact_lock_shared(place.key) END
-       FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
-               FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
-                       FROM unnest(lock_places.exclusive) AS name
-                      UNION ALL
-                     SELECT millhand.place_lock(name), false
-                       FROM unnest(lock_places.shared) AS name) AS needed
-              GROUP BY needed.key ORDER BY needed.key) AS place;
+       FROM (SELECT millhand.place_lock(n.resource) AS key, bool_or(n.is_exclusive) AS exclusive
+               FROM millhand.needs(lock_places.exclusive, lock_places.shared) AS n
+              GROUP BY key ORDER BY key) AS place;
 END
 $$;
+
+CREATE FUNCTION millhand.needs(exclusive text[], shared text[]) RETURNS TABLE(resource text, is_exclusive boolean)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    SELECT r, true FROM unnest($1) AS r UNION ALL SELECT r, false FROM unnest($2) AS r
+$_$;
 
 CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
@@ -605,19 +606,15 @@ BEGIN
     -- before all these (near) than the first, which may be ending; or the first
     -- of these, or of those that are parked (far).
     WITH need AS MATERIALIZED (
-        SELECT t.id, t.position, n.resource, n.exclusive
+        SELECT t.id, t.position, n.resource, n.is_exclusive AS exclusive
           FROM millhand.task t
-         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
-                              UNION ALL
-                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n
          WHERE t.id = ANY (candidates)
     ), before AS (
         SELECT n.resource, max(t.task_position) AS last,
-               max(t.task_position) FILTER (WHERE n.exclusive) AS last_exclusive
+               max(t.task_position) FILTER (WHERE n.is_exclusive) AS last_exclusive
           FROM millhand.in_sight(low, stragglers) AS t
-         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
-                              UNION ALL
-                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n
          WHERE t.task_position < (SELECT min(position) FROM need)
          GROUP BY n.resource
     ), head AS (
@@ -806,9 +803,8 @@ BEGIN
         RETURNING t.id, t.name, t.position, t.exclusive, t.shared
     )
     INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
-    SELECT m.position, r, true, m.id, NULL FROM moved m, unnest(m.exclusive) AS r
-     UNION ALL
-    SELECT m.position, r, false, m.id, NULL FROM moved m, unnest(m.shared) AS r
+    SELECT m.position, n.resource, n.is_exclusive, m.id, NULL
+      FROM moved m CROSS JOIN LATERAL millhand.needs(m.exclusive, m.shared) AS n
      UNION ALL
     SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others;
     RETURN FOUND;

@@ -1,3 +1,11 @@
+-- What a task needs, a row for each resource.
+-- Postgres puts this query into the one that asks.
+CREATE OR REPLACE FUNCTION millhand.needs(exclusive text[], shared text[])
+RETURNS TABLE (resource text, is_exclusive boolean)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT r, true FROM unnest($1) AS r UNION ALL SELECT r, false FROM unnest($2) AS r
+$$;
+
 -- Takes the dispatch locks of these resources until the transaction ends, in
 -- the order of their keys, so that two calls cannot deadlock. (Several calls
 -- in one transaction can; Postgres then ends one of the two.)
@@ -6,13 +14,9 @@ LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
                  ELSE pg_advisory_xact_lock_shared(place.key) END
-       FROM (SELECT needed.key, bool_or(needed.exclusive) AS exclusive
-               FROM (SELECT millhand.place_lock(name) AS key, true AS exclusive
-                       FROM unnest(lock_places.exclusive) AS name
-                      UNION ALL
-                     SELECT millhand.place_lock(name), false
-                       FROM unnest(lock_places.shared) AS name) AS needed
-              GROUP BY needed.key ORDER BY needed.key) AS place;
+       FROM (SELECT millhand.place_lock(n.resource) AS key, bool_or(n.is_exclusive) AS exclusive
+               FROM millhand.needs(lock_places.exclusive, lock_places.shared) AS n
+              GROUP BY key ORDER BY key) AS place;
 END
 $$;
 

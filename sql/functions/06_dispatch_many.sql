@@ -28,12 +28,11 @@ BEGIN
                               coalesce(millhand.all_names(t.exclusive, t.shared), '{}')) IS NOT TRUE;
     PERFORM pg_current_xact_id();
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    SELECT array_agg(r) FILTER (WHERE wanted.exclusive),
-           array_agg(r) FILTER (WHERE NOT wanted.exclusive)
+    SELECT array_agg(n.resource) FILTER (WHERE n.is_exclusive),
+           array_agg(n.resource) FILTER (WHERE NOT n.is_exclusive)
       INTO all_exclusive, all_shared
       FROM jsonb_to_recordset(tasks) AS t(exclusive text[], shared text[])
-     CROSS JOIN LATERAL (SELECT r, true AS exclusive FROM unnest(t.exclusive) AS r
-                          UNION ALL SELECT r, false FROM unnest(t.shared) AS r) AS wanted;
+     CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n;
     PERFORM millhand.lock_places(coalesce(all_exclusive, '{}'), coalesce(all_shared, '{}'));
     -- The sort stands in a subquery, so that ids and positions are drawn in
     -- the order of the array.

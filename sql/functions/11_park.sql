@@ -44,19 +44,15 @@ BEGIN
     -- before all these (near) than the first, which may be ending; or the first
     -- of these, or of those that are parked (far).
     WITH need AS MATERIALIZED (
-        SELECT t.id, t.position, n.resource, n.exclusive
+        SELECT t.id, t.position, n.resource, n.is_exclusive AS exclusive
           FROM millhand.task t
-         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
-                              UNION ALL
-                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n
          WHERE t.id = ANY (candidates)
     ), before AS (
         SELECT n.resource, max(t.task_position) AS last,
-               max(t.task_position) FILTER (WHERE n.exclusive) AS last_exclusive
+               max(t.task_position) FILTER (WHERE n.is_exclusive) AS last_exclusive
           FROM millhand.in_sight(low, stragglers) AS t
-         CROSS JOIN LATERAL (SELECT r, true FROM unnest(t.exclusive) AS r
-                              UNION ALL
-                             SELECT r, false FROM unnest(t.shared) AS r) AS n (resource, exclusive)
+         CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n
          WHERE t.task_position < (SELECT min(position) FROM need)
          GROUP BY n.resource
     ), head AS (
@@ -135,9 +131,8 @@ BEGIN
         RETURNING t.id, t.name, t.position, t.exclusive, t.shared
     )
     INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
-    SELECT m.position, r, true, m.id, NULL FROM moved m, unnest(m.exclusive) AS r
-     UNION ALL
-    SELECT m.position, r, false, m.id, NULL FROM moved m, unnest(m.shared) AS r
+    SELECT m.position, n.resource, n.is_exclusive, m.id, NULL
+      FROM moved m CROSS JOIN LATERAL millhand.needs(m.exclusive, m.shared) AS n
      UNION ALL
     SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others;
     RETURN FOUND;

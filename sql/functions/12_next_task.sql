@@ -33,11 +33,11 @@
 -- idle has looked since it was last told of work, so all that can be new here is
 -- what the ended task has `freed`: if the next task takes all that for itself,
 -- the look is over.
+--
 -- `inconclusive`: a task that looked free was in somebody's hands for the
 -- moment, or one that waits for what was freed may wait for nothing else than
 -- what others are ending just now, who cannot see this end either; look again
--- soon. `unfinished`: the look ended before the queue did;
--- look on at once.
+-- soon. `unfinished`: the look ended before the queue did; look on at once.
 --
 -- Every expression is made ready anew in every transaction, and every statement
 -- costs as much as ten of them, so there are few; what is seldom needed is in
