@@ -64,7 +64,7 @@ struct Load {
     /// Start N worker processes
     #[arg(long, value_name = "N", default_value_t = 1, global = true)]
     processes: usize,
-    /// Dispatch N tasks (default: drain 20000, burst 5000, pickup 300)
+    /// Dispatch N tasks (default: drain 20000, burst and depth 5000, pickup 300)
     #[arg(long, value_name = "N", global = true)]
     tasks: Option<usize>,
     /// Choose from N resources

@@ -134,7 +134,8 @@ impl Crew {
     pub(crate) fn ring(&self) {
         let mut state = self.lock();
         let sentinel = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
-        // A turn may be held up, by a row that somebody keeps locked.
+        // A turn may be held up, by a row that somebody keeps locked. But where
+        // rings are in vain, the sentinel alone looks; it is never held up.
         let room = state.turns_under_way < MAX_TURNS_UNDER_WAY && state.vain_rings == 0;
         let any = state.idle.last().copied().filter(|_| room);
         match (sentinel, any) {
@@ -237,9 +238,12 @@ impl Crew {
         if is_sentinel && plan.take_bell_down && !plan.hang_bell && !found.unfinished {
             // Whatever it missed, it looks again soon.
             state.idle.push(worker);
-            let rest =
-                FIRST_REST_OF_BELL.saturating_mul(1 << state.vain_rings.saturating_sub(2).min(16));
-            return self.look_again(&mut state, rest.min(LAST_REST_OF_BELL));
+            let rest = backed_off(
+                FIRST_REST_OF_BELL,
+                LAST_REST_OF_BELL,
+                state.vain_rings.saturating_sub(2),
+            );
+            return look_again(&mut state, rest);
         }
         let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
         // Without a sentinel, its predecessor found work meanwhile.
@@ -261,14 +265,9 @@ impl Crew {
             state.retries = 0;
             return Rest::Wait(None);
         }
-        let wait = FIRST_RETRY.saturating_mul(1 << state.retries.min(16)).min(LAST_RETRY);
+        let wait = backed_off(FIRST_RETRY, LAST_RETRY, state.retries);
         state.retries += 1;
-        self.look_again(&mut state, wait)
-    }
-
-    fn look_again(&self, state: &mut State, wait: Duration) -> Rest {
-        state.next_look = Some(Instant::now() + wait);
-        Rest::Wait(Some(wait))
+        look_again(&mut state, wait)
     }
 
     /// The sentinel looks again, and until nobody is in the midst of a dispatch
@@ -298,6 +297,7 @@ impl Crew {
         if state.sentinel == Some(worker) {
             state.sentinel = None;
             state.bell_hung = None;
+            state.vain_rings = 0;
             state.retries = 0;
             state.next_look = None;
         }
@@ -332,6 +332,17 @@ impl Crew {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The sentinel waits, and looks again by itself.
+fn look_again(state: &mut State, wait: Duration) -> Rest {
+    state.next_look = Some(Instant::now() + wait);
+    Rest::Wait(Some(wait))
+}
+
+/// The pause after `n` before it: each twice as long, up to the last.
+fn backed_off(first: Duration, last: Duration, n: u32) -> Duration {
+    first.saturating_mul(1 << n.min(16)).min(last)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::{Load, PATIENCE, clear, execute};
 const N_CANCELS: usize = 30;
 const N_KILLS: usize = 5;
 const N_COMMANDS: usize = 300;
-const N_CLAIMS: usize = 5_000;
+const N_DRAINED: usize = 5_000;
 /// How often a row is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -123,15 +123,15 @@ fn ideal_rounds(tasks: &[NewTask], threads: usize) -> f64 {
 
 /// Postgres' processor time for a task, its dispatch in bulk included, on a table
 /// with a past, in microseconds
-/// and as a multiple of that on an empty one, beside a task that runs all the
-/// time: with a million finished and a transaction that has been open since
+/// and as a multiple of that on an empty one, beside a task that keeps one more
+/// thread busy all the time: with a million finished and a transaction that has been open since
 /// before; then, with that closed, behind 20,000 blocked; then with 80,000 more.
 pub(super) fn depth(
     url: &str,
     client: &mut Client,
     load: &Load,
 ) -> Result<Map<String, Value>, Error> {
-    let mut fleet = Fleet::start(url, &Load { threads: 9, ..load.clone() })?;
+    let mut fleet = Fleet::start(url, &Load { threads: load.threads + 1, ..load.clone() })?;
     fleet.wait_until_online(client)?;
     let blocker = NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
     client::dispatch(client, &blocker)?;
@@ -175,7 +175,8 @@ pub(super) fn depth(
 
 /// Postgres' processor time for each of some more tasks, in microseconds.
 fn drain_cost(fleet: &mut Fleet, client: &mut Client, load: &Load) -> Result<f64, Error> {
-    let tasks: Vec<NewTask> = (0..N_CLAIMS).map(|_| load.task("millhand.noop")).collect();
+    let n_tasks = load.tasks.unwrap_or(N_DRAINED);
+    let tasks: Vec<NewTask> = (0..n_tasks).map(|_| load.task("millhand.noop")).collect();
     let mut meter = Meter::start(client, Some(fleet))?;
     let ids = client::dispatch_many(client, &tasks)?;
     let (first, last) = (ids[0].0, ids[ids.len() - 1].0);
@@ -186,7 +187,7 @@ fn drain_cost(fleet: &mut Fleet, client: &mut Client, load: &Load) -> Result<f64
             .query_one(include_str!("../../../sql/bench/all_ended.sql"), &[&first, &last])
             .map_err(|error| Error::postgres("could not look at the tasks", error))?;
         if row.get(0) {
-            return Ok(meter.postgres_cpu(client)? * 1e6 / N_CLAIMS as f64);
+            return Ok(meter.postgres_cpu(client)? * 1e6 / n_tasks as f64);
         }
     }
     Err(Error::Conflict(format!("tasks {first} to {last} never ended")))
