@@ -5,6 +5,7 @@ use postgres::Client;
 
 use crate::support::SOON;
 use crate::support::database::Database;
+use crate::support::session::{Session, Turn};
 
 /// The safety poll as one process makes it, from one to the next.
 #[derive(Default)]
@@ -132,22 +133,10 @@ fn low_passes_stragglers_and_looks_find_them() {
     });
     assert!(poll.low > positions[1] + 2000);
     database.dispatch(&task);
-    let worker: i64 = connection
-        .query_one(
-            "SELECT millhand.register_worker('w', 'postgres', 'p', 'h', 1, '1 h', NULL, NULL)",
-            &[],
-        )
-        .unwrap()
-        .get(0);
+    let mut session = Session::new(&database, "w");
     let mut next = |ended: Option<i64>| -> Option<i64> {
-        connection
-            .query_one(
-                "SELECT task_id FROM millhand.next_task($1, 'w', '{t}', $2, $3, $4, 'completed',
-                        NULL, NULL, NULL, true, false, false, false)",
-                &[&worker, &poll.low, &poll.stragglers, &ended],
-            )
-            .unwrap()
-            .get(0)
+        let turn = Turn { low: poll.low, stragglers: &poll.stragglers, ended, ..Turn::default() };
+        session.turn(&turn).unwrap().task
     };
     let first = next(None);
     assert_eq!(first, Some(stragglers[0].0));

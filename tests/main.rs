@@ -30,3 +30,5 @@ mod scenarios;
 /// Private servers, and what runs on them.
 mod servers;
 mod support;
+/// Turns that the test takes itself, beside others.
+mod turns;

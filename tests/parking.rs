@@ -1,9 +1,6 @@
 //! Parking: blocked tasks that are out of the looks' way come back when it is
 //! their turn, in their order, whatever happens to those before them.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-
 use millhand::{NewTask, TaskId, TaskState, client};
 use postgres::Client;
 use rustix::process::Signal;
@@ -11,7 +8,7 @@ use rustix::process::Signal;
 use crate::support::database::Database;
 use crate::support::process::Workshop;
 use crate::support::scenario::{Scenario, with_resources};
-use crate::support::{SOON, WORKER_TYPES, oracle, wait_until};
+use crate::support::{SOON, WORKER_TYPES, wait_until};
 
 /// More than a look passes over without parking.
 const DEEP: usize = 300;
@@ -271,145 +268,6 @@ fn a_cancel_on_an_old_snapshot_brings_back_what_it_cannot_see() {
     });
 }
 
-/// A worker without a process: it looks, deep each time, and what it gets ends
-/// with its next look. Nobody wakes it and it waits for nobody, so what it
-/// misses for good, nobody finds.
-fn look_until_all_have_ended(
-    database: &Database,
-    number: usize,
-    handler: &str,
-    left: &AtomicUsize,
-) {
-    let mut connection = database.connect();
-    connection.batch_execute(include_str!("../sql/queries/worker_session.sql")).unwrap();
-    let name = format!("w{number}");
-    let handlers = vec![handler];
-    let worker: i64 = connection
-        .query_one(
-            "SELECT millhand.register_worker($1, 'postgres', $1, 'host', 1, '1 hour', NULL, NULL)",
-            &[&name],
-        )
-        .unwrap()
-        .get(0);
-    let look = connection
-        .prepare(
-            "SELECT task_id, coalesce(bell_hung, false)
-               FROM millhand.next_task($1, $2, $5, 0, '{}', $3, 'completed', NULL, NULL, NULL,
-                                       true, true, $4, true)",
-        )
-        .unwrap();
-    let mut task: Option<i64> = None;
-    let mut hung = false;
-    while left.load(Ordering::Relaxed) > 0 {
-        let row = connection.query_one(&look, &[&worker, &name, &task, &hung, &handlers]).unwrap();
-        if task.is_some() {
-            one_less(left);
-        }
-        (task, hung) = (row.get(0), row.get(1));
-    }
-    connection.execute("SELECT millhand.leave($1)", &[&worker]).unwrap();
-}
-
-/// Never below 0, where a test that fails puts it.
-fn one_less(left: &AtomicUsize) {
-    let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-}
-
-/// Lets the looks end when the test fails.
-struct NothingLeft<'a>(&'a AtomicUsize);
-
-impl Drop for NothingLeft<'_> {
-    fn drop(&mut self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-}
-
-#[test]
-fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
-    look_end_and_cancel_at_once(5, &["t"]);
-}
-
-#[test]
-fn looks_that_park_for_others_forget_nothing() {
-    look_end_and_cancel_at_once(500, &["t", "u"]);
-}
-
-/// Tasks of these names on so many resources, several that look and end at
-/// once, each for one of the names, and some that cancel.
-fn look_end_and_cancel_at_once(n_resources: u64, names: &[&str]) {
-    const TASKS: usize = 1000;
-    let database = Database::new();
-    let mut connection = database.connect();
-    let mut random = crate::support::random() | 1;
-    println!("the random numbers begin at {random}");
-    let mut below = |n: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % n
-    };
-    let tasks: Vec<NewTask> = (0..TASKS)
-        .map(|_| {
-            let name = names[below(names.len() as u64) as usize];
-            (0..1 + below(3)).fold(NewTask::new(name), |task, _| {
-                let name = format!("r{}", below(n_resources));
-                if below(3) > 0 { task.exclusive(name) } else { task.shared(name) }
-            })
-        })
-        .collect();
-    let ids = client::dispatch_many(&mut connection, &tasks).unwrap();
-    let drawn: Vec<Vec<TaskId>> = (0..2)
-        .map(|_| (0..TASKS / 4).map(|_| ids[below(TASKS as u64) as usize]).collect())
-        .collect();
-    let left = AtomicUsize::new(TASKS);
-    thread::scope(|scope| {
-        let _ends = NothingLeft(&left);
-        for number in 0..5 {
-            let (database, left) = (&database, &left);
-            let handler = names[number % names.len()];
-            scope.spawn(move || look_until_all_have_ended(database, number, handler, left));
-        }
-        for ids in &drawn {
-            let (database, left) = (&database, &left);
-            scope.spawn(move || {
-                let mut connection = database.connect();
-                for pair in ids.chunks(2) {
-                    let mut transaction = connection.transaction().unwrap();
-                    // In the order of ids, as whoever cancels several should.
-                    let mut pair = pair.to_vec();
-                    pair.sort();
-                    pair.dedup();
-                    let before = |client: &mut postgres::Transaction<'_>, id: TaskId| {
-                        client
-                            .query_one(
-                                "SELECT state FROM millhand.task WHERE id = $1 FOR UPDATE",
-                                &[&id.0],
-                            )
-                            .unwrap()
-                            .get::<_, String>(0)
-                    };
-                    let mut n_canceled = 0;
-                    for id in pair {
-                        if before(&mut transaction, id) == "waiting" {
-                            client::cancel(&mut transaction, id).unwrap();
-                            n_canceled += 1;
-                        }
-                    }
-                    transaction.commit().unwrap();
-                    (0..n_canceled).for_each(|_| one_less(left));
-                }
-            });
-        }
-        let mut connection = database.connect();
-        wait_until(&database, "all have ended", SOON, || match left.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            n => Err((n, parked(&mut connection))),
-        });
-    });
-    assert_eq!(parked(&mut connection), 0);
-    oracle::assert_sound(&database);
-}
-
 #[test]
 fn processes_that_park_and_end_at_once_leave_nothing_parked() {
     each_type(|mut scenario| {
@@ -524,51 +382,4 @@ fn an_open_cancel_holds_up_only_its_own_in_the_line_of_a_handler() {
         worker.stop(Signal::TERM);
         finish(scenario);
     });
-}
-
-/// Each of two who end tasks at once sees the other's task running still. The
-/// one that came second knows of the first and says that it must be looked again.
-#[test]
-fn of_two_ends_at_once_one_says_to_look_again() {
-    let database = Database::new();
-    let mut connection = database.connect();
-    for resources in ["a", "b", "a b"] {
-        let task = with_resources(NewTask::new("t"), resources);
-        client::dispatch(&mut connection, &task).unwrap();
-    }
-    let mut sessions: Vec<(Client, i64)> = (0..2)
-        .map(|number| {
-            let mut session = database.connect();
-            let name = format!("w{number}");
-            let worker = session
-                .query_one(
-                    "SELECT millhand.register_worker($1, 'postgres', $1, 'h', 1, '1 h', NULL, NULL)",
-                    &[&name],
-                )
-                .unwrap()
-                .get(0);
-            (session, worker)
-        })
-        .collect();
-    const TURN: &str = "SELECT task_id, coalesce(inconclusive, false)
-        FROM millhand.next_task($1, 'w', '{t}', 0, '{}', $2, 'completed', NULL, NULL, NULL,
-                                true, true, false, false)";
-    let tasks: Vec<Option<i64>> = sessions
-        .iter_mut()
-        .map(|(session, worker)| session.query_one(TURN, &[worker, &None::<i64>]).unwrap().get(0))
-        .collect();
-    assert!(tasks.iter().all(Option::is_some));
-    let [(first, first_worker), (second, second_worker)] = sessions.as_mut_slice() else {
-        unreachable!("two sessions")
-    };
-    let mut first_end = first.transaction().unwrap();
-    let row = first_end.query_one(TURN, &[first_worker, &tasks[0]]).unwrap();
-    assert_eq!((row.get(0), row.get(1)), (None::<i64>, false));
-    let mut second_end = second.transaction().unwrap();
-    let row = second_end.query_one(TURN, &[second_worker, &tasks[1]]).unwrap();
-    assert_eq!((row.get(0), row.get(1)), (None::<i64>, true));
-    first_end.commit().unwrap();
-    second_end.commit().unwrap();
-    let row = first.query_one(TURN, &[first_worker, &None::<i64>]).unwrap();
-    assert!(row.get::<_, Option<i64>>(0).is_some());
 }

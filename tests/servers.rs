@@ -6,13 +6,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use millhand::server::{PostgresOptions, PrivatePostgres, PrivateRedis};
 use millhand::{NewTask, client, db, migrate};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::SOON;
+use crate::support::{SOON, look_until};
 
 fn millhand() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millhand"));
@@ -26,11 +25,8 @@ fn text(output: &[u8]) -> String {
 
 #[track_caller]
 fn wait_until(label: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + SOON;
-    while !is_so() {
-        assert!(Instant::now() < end, "waited in vain: {label}");
-        thread::sleep(Duration::from_millis(10));
-    }
+    let seen = look_until(SOON, || if is_so() { Ok(()) } else { Err(()) });
+    assert!(seen.is_ok(), "waited in vain: {label}");
 }
 
 /// Whether a process has this text in its arguments or its environment.

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server};
 use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
+use crate::support::session::{Session, Turn};
 use crate::support::{SOON, WORKER_TYPES, wait_until};
 
 const HOUSEKEEPER: &str = "millhand housekeeper";
@@ -385,30 +386,20 @@ fn a_claim_that_is_being_committed_when_its_worker_is_settled_is_settled_too() {
     let server = start_server();
     let database = Database::of(&server);
     let id = database.dispatch(&NewTask::new("t").exclusive("r"));
-    let mut session = database.connect();
-    let worker: i64 = session
-        .query_one(
-            "SELECT millhand.register_worker('w', 'postgres', 'p', 'h', 1, '30s', NULL, NULL)",
-            &[],
-        )
-        .unwrap()
-        .get(0);
+    let mut session = Session::new(&database, "w");
     let mut other = database.connect();
     other.batch_execute("SET synchronous_commit = local").unwrap();
     other.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", &[]).unwrap();
     other.execute("SELECT pg_reload_conf()", &[]).unwrap();
     wait_until(&database, "commits wait for a standby", SOON, || {
-        let row = session.query_one("SHOW synchronous_standby_names", &[]).unwrap();
+        let shown = session.connection.query_one("SHOW synchronous_standby_names", &[]);
+        let row = shown.unwrap();
         if row.get::<_, &str>(0) == "nobody" { Ok(()) } else { Err("not yet") }
     });
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // Its connection ends, after the commit.
-            let claim = session.execute(
-                "SELECT millhand.next_task($1, 'w', '{t}', 0, '{}', NULL, NULL, NULL, NULL, NULL,
-                                           true, false, false, false)",
-                &[&worker],
-            );
+            let claim = session.turn(&Turn::default());
             assert!(claim.is_err());
         });
         wait_until(&database, "the claim is being committed", SOON, || {
@@ -421,7 +412,7 @@ fn a_claim_that_is_being_committed_when_its_worker_is_settled_is_settled_too() {
                 .get(0);
             if n == 1 { Ok(()) } else { Err(n) }
         });
-        other.execute("SELECT millhand.settle_process('p')", &[]).unwrap();
+        other.execute("SELECT millhand.settle_process('w')", &[]).unwrap();
     });
     let task = database.task(id);
     assert_eq!(task.state, TaskState::Failed);

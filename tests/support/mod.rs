@@ -8,6 +8,7 @@ pub(crate) mod database;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod scenario;
+pub(crate) mod session;
 
 use std::fmt::Debug;
 use std::thread;
@@ -22,27 +23,35 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// Every worker type that is under test. What is tested for one holds for all.
 pub(crate) const WORKER_TYPES: [&str; 1] = ["postgres"];
 
-/// Waits until `look` finds what it looks for, and panics with the label, what
-/// it saw last and the tasks if that takes longer than `deadline`.
+/// Looks until it finds what it looks for, or returns what it saw last.
+pub(crate) fn look_until<T, V>(
+    deadline: Duration,
+    mut look: impl FnMut() -> Result<T, V>,
+) -> Result<T, V> {
+    let end = Instant::now() + deadline;
+    loop {
+        match look() {
+            Err(_) if Instant::now() < end => thread::sleep(Duration::from_millis(5)),
+            seen => return seen,
+        }
+    }
+}
+
+/// The same, and panics with the label, what it saw last and the tasks if that
+/// takes longer than `deadline`.
 #[track_caller]
 pub(crate) fn wait_until<T, V: Debug>(
     database: &Database,
     label: &str,
     deadline: Duration,
-    mut look: impl FnMut() -> Result<T, V>,
+    look: impl FnMut() -> Result<T, V>,
 ) -> T {
-    let end = Instant::now() + deadline;
-    loop {
-        let seen = match look() {
-            Ok(found) => return found,
-            Err(seen) => seen,
-        };
-        assert!(
-            Instant::now() < end,
+    match look_until(deadline, look) {
+        Ok(found) => found,
+        Err(seen) => panic!(
             "waited {deadline:?} in vain: {label}\nlast seen: {seen:?}\n{}",
             database.task_table()
-        );
-        thread::sleep(Duration::from_millis(5));
+        ),
     }
 }
 

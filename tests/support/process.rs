@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millhand::task::NewTask;
 use rustix::process::{Pid, Signal, kill_process};
@@ -188,19 +188,11 @@ impl WorkerProcess {
     /// How it ended; panics, with its stderr, if it goes on for too long.
     #[track_caller]
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let end = Instant::now() + deadline;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                self.status = Some(status);
-                return status;
-            }
-            assert!(
-                Instant::now() < end,
-                "the worker did not end within {deadline:?}; its stderr:\n{}",
-                self.stderr()
-            );
-            thread::sleep(Duration::from_millis(5));
-        }
+        let ended = super::look_until(deadline, || self.child.try_wait().unwrap().ok_or(()));
+        self.status = ended.ok();
+        self.status.unwrap_or_else(|| {
+            panic!("the worker did not end within {deadline:?}; its stderr:\n{}", self.stderr())
+        })
     }
 
     /// Sends a signal, waits for the end, and panics unless the exit code is 0.

@@ -1,0 +1,154 @@
+//! One turn after another, taken by the test: what a look finds, tells and
+//! leaves behind beside others that happen at the same time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use millhand::{NewTask, TaskId, client};
+
+use crate::support::database::Database;
+use crate::support::scenario::with_resources;
+use crate::support::session::{Session, Turn};
+use crate::support::{SOON, oracle, wait_until};
+
+/// Each of two who end tasks at once sees the other's task running still. The
+/// one that came second knows of the first and says that it must be looked again.
+#[test]
+fn of_two_ends_at_once_one_says_to_look_again() {
+    let database = Database::new();
+    for resources in ["a", "b", "a b"] {
+        database.dispatch(&with_resources(NewTask::new("t"), resources));
+    }
+    let (mut first, mut second) = (Session::new(&database, "a"), Session::new(&database, "b"));
+    let look = Turn { idle_siblings: true, ..Turn::default() };
+    let [first_task, second_task] = [&mut first, &mut second].map(|session| {
+        let task = session.turn(&look).unwrap().task;
+        assert!(task.is_some());
+        task
+    });
+    let end = |ended| Turn { ended, idle_siblings: true, ..Turn::default() };
+    first.connection.batch_execute("BEGIN").unwrap();
+    let found = first.turn(&end(first_task)).unwrap();
+    assert_eq!((found.task, found.inconclusive), (None, false));
+    second.connection.batch_execute("BEGIN").unwrap();
+    let found = second.turn(&end(second_task)).unwrap();
+    assert_eq!((found.task, found.inconclusive), (None, true));
+    first.connection.batch_execute("COMMIT").unwrap();
+    second.connection.batch_execute("COMMIT").unwrap();
+    assert!(first.turn(&look).unwrap().task.is_some());
+}
+
+/// Looks, deep each time; what it gets ends with its next look. Nobody wakes it
+/// and it waits for nobody, so what it misses for good, nobody finds.
+fn look_until_all_have_ended(
+    database: &Database,
+    number: usize,
+    handler: &str,
+    left: &AtomicUsize,
+) {
+    let mut session = Session::new(database, &format!("w{number}"));
+    let handlers = &[handler];
+    let mut turn = Turn { handlers, idle_siblings: true, hang_bell: true, ..Turn::default() };
+    while left.load(Ordering::Relaxed) > 0 {
+        let found = session.turn(&turn).unwrap();
+        if turn.ended.is_some() {
+            one_less(left);
+        }
+        (turn.ended, turn.take_bell_down) = (found.task, found.bell_hung);
+    }
+    session.leave();
+}
+
+/// Never below 0, where a test that fails puts it.
+fn one_less(left: &AtomicUsize) {
+    let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+}
+
+/// Lets the looks end when the test fails.
+struct NothingLeft<'a>(&'a AtomicUsize);
+
+impl Drop for NothingLeft<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
+    look_end_and_cancel_at_once(5, &["t"]);
+}
+
+#[test]
+fn looks_that_park_for_others_forget_nothing() {
+    look_end_and_cancel_at_once(500, &["t", "u"]);
+}
+
+/// Tasks of these names on so many resources, several that look and end at
+/// once, each for one of the names, and some that cancel.
+fn look_end_and_cancel_at_once(n_resources: usize, names: &[&str]) {
+    const TASKS: usize = 1000;
+    let database = Database::new();
+    let mut connection = database.connect();
+    let seed = crate::support::random();
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let tasks: Vec<NewTask> = (0..TASKS)
+        .map(|_| {
+            let name = names[random.usize(..names.len())];
+            (0..random.usize(1..=3)).fold(NewTask::new(name), |task, _| {
+                let name = format!("r{}", random.usize(..n_resources));
+                if random.u8(..3) > 0 { task.exclusive(name) } else { task.shared(name) }
+            })
+        })
+        .collect();
+    let ids = client::dispatch_many(&mut connection, &tasks).unwrap();
+    let drawn: Vec<Vec<TaskId>> =
+        (0..2).map(|_| (0..TASKS / 4).map(|_| ids[random.usize(..TASKS)]).collect()).collect();
+    let left = AtomicUsize::new(TASKS);
+    thread::scope(|scope| {
+        let _ends = NothingLeft(&left);
+        for number in 0..5 {
+            let (database, left) = (&database, &left);
+            let handler = names[number % names.len()];
+            scope.spawn(move || look_until_all_have_ended(database, number, handler, left));
+        }
+        for ids in &drawn {
+            let (database, left) = (&database, &left);
+            scope.spawn(move || {
+                let mut connection = database.connect();
+                for pair in ids.chunks(2) {
+                    let mut transaction = connection.transaction().unwrap();
+                    // In the order of ids, as whoever cancels several should.
+                    let mut pair = pair.to_vec();
+                    pair.sort();
+                    pair.dedup();
+                    let before = |client: &mut postgres::Transaction<'_>, id: TaskId| {
+                        client
+                            .query_one(
+                                "SELECT state FROM millhand.task WHERE id = $1 FOR UPDATE",
+                                &[&id.0],
+                            )
+                            .unwrap()
+                            .get::<_, String>(0)
+                    };
+                    let mut n_canceled = 0;
+                    for id in pair {
+                        if before(&mut transaction, id) == "waiting" {
+                            client::cancel(&mut transaction, id).unwrap();
+                            n_canceled += 1;
+                        }
+                    }
+                    transaction.commit().unwrap();
+                    (0..n_canceled).for_each(|_| one_less(left));
+                }
+            });
+        }
+        wait_until(&database, "all have ended", SOON, || match left.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            n => Err(n),
+        });
+    });
+    let parked = connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap();
+    assert_eq!(parked.get::<_, i64>(0), 0);
+    oracle::assert_sound(&database);
+}
