@@ -3,12 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use postgres::Client;
 use serde::Serialize;
 
-use crate::client;
 use crate::error::{self, Error};
 use crate::task::{NewTask, TaskId};
+use crate::worker::claim::Claims;
 use crate::worker::inbox::Inbox;
 
 /// How often a task's progress is stored at most; what comes faster is
@@ -21,8 +20,7 @@ pub struct Context<'a> {
     pub(crate) name: &'a str,
     pub(crate) fence: i64,
     pub(crate) attempt: i32,
-    pub(crate) worker: i64,
-    pub(crate) client: RefCell<&'a mut Client>,
+    pub(crate) claims: RefCell<&'a mut dyn Claims>,
     pub(crate) inbox: &'a Inbox,
     pub(crate) last_progress: Cell<Option<Instant>>,
 }
@@ -58,7 +56,7 @@ impl Context<'_> {
     /// handler returns after that counts only in the second case.
     #[must_use]
     pub fn is_canceled(&self) -> bool {
-        self.inbox.must_end(self.id, &mut self.client.borrow_mut())
+        self.inbox.must_end(self.id, *self.claims.borrow_mut())
     }
 
     /// Waits for `duration`, or until the task should end; says whether the
@@ -83,9 +81,7 @@ impl Context<'_> {
         self.last_progress.set(Some(Instant::now()));
         let stored = serde_json::to_value(progress)
             .map_err(|error| Error::Config(error.to_string()))
-            .and_then(|value| {
-                client::set_progress(*self.client.borrow_mut(), self.worker, self.id, &value)
-            });
+            .and_then(|value| self.claims.borrow_mut().set_progress(self.id, &value));
         if let Err(error) = stored {
             log::warn!("{}", error::chain(&error));
         }
@@ -93,6 +89,6 @@ impl Context<'_> {
 
     /// Creates another task, at once, whatever becomes of this one.
     pub fn dispatch(&self, task: &NewTask) -> Result<TaskId, Error> {
-        client::dispatch(*self.client.borrow_mut(), task)
+        self.claims.borrow_mut().dispatch(task)
     }
 }

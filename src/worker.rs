@@ -8,12 +8,11 @@
 //! | `housekeeper` | heartbeats, the safety poll, sweeping | its connection |
 //! | `warden-watch` | replaces a warden that died | the warden process |
 //!
-//! The threads share one `Shared`; who is idle is known to its `Crew`, and who may
-//! act at all to its `Lease`s.
+//! The threads share one `Shared`; who is idle is known to its `BackEnd`, and who
+//! may act at all to its `Lease`s.
 
-mod claim;
+pub(crate) mod claim;
 mod command;
-mod crew;
 mod housekeeper;
 pub(crate) mod inbox;
 mod lease;
@@ -30,15 +29,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use postgres::Client;
 
-use crate::config::Config;
+use crate::config::{Config, WorkerType};
 use crate::error::{self, Error};
 use crate::registry::Registry;
 use crate::{db, migrate};
-use crew::Crew;
+use claim::postgres::PostgresBackEnd;
+use claim::{BackEnd, Previous};
 use inbox::{Event, Inbox, Mailbox};
 use lease::Lease;
 use warden::Warden;
+
+/// How often a thread that waits for a server looks whether it should end.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How a worker process should end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,7 +110,7 @@ pub(crate) struct Shared {
     pub(crate) burst: bool,
     pub(crate) auxiliary: bool,
     pub(crate) cancel_grace: Duration,
-    pub(crate) crew: Crew,
+    pub(crate) back_end: Box<dyn BackEnd>,
     pub(crate) warden: Arc<Warden>,
     pub(crate) control: Control,
     name_template: String,
@@ -217,6 +221,9 @@ impl Worker {
             db::place(&url),
             handlers.join(" ")
         );
+        let back_end: Box<dyn BackEnd> = match self.config.worker_type {
+            WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone())),
+        };
         let shared = Arc::new(Shared {
             url,
             identity,
@@ -225,7 +232,7 @@ impl Worker {
             burst: self.burst,
             auxiliary: self.auxiliary,
             cancel_grace: self.config.cancel_grace_interval,
-            crew: Crew::new(mailboxes.clone()),
+            back_end,
             warden,
             control: self.control,
             name_template: self.config.name_template.clone(),
@@ -362,7 +369,7 @@ impl Stop {
             Shutdown::Drain => {
                 log::info!("taking nothing new, waiting for running tasks");
                 self.deadline = config.stop_after.map(|after| Instant::now() + after);
-                shared.crew.tell_all(Event::Drain);
+                shared.tell_all(Event::Drain);
             }
             Shutdown::Grace => {
                 let grace = config.task_grace_interval;
@@ -371,12 +378,12 @@ impl Stop {
                     humantime::format_duration(grace)
                 );
                 self.deadline = Some(Instant::now() + grace);
-                shared.crew.tell_all(Event::Drain);
+                shared.tell_all(Event::Drain);
             }
             Shutdown::Now => {
                 log::info!("ending running tasks");
                 self.deadline = None;
-                shared.crew.tell_all(Event::Abort);
+                shared.tell_all(Event::Abort);
             }
         }
     }
@@ -405,6 +412,38 @@ impl Shared {
                     self.working_directory.display()
                 )
             })
+    }
+
+    /// Tells every worker.
+    pub(crate) fn tell_all(&self, event: Event) {
+        for mailbox in &self.mailboxes {
+            mailbox.send(event);
+        }
+    }
+
+    /// Registers a worker of this process under a new id, and settles first what
+    /// its thread had before.
+    pub(crate) fn register(
+        &self,
+        client: &mut Client,
+        name: &str,
+        worker_type: &str,
+        previous: Option<Previous>,
+    ) -> Result<i64, postgres::Error> {
+        let row = client.query_one(
+            include_str!("../sql/queries/register_worker.sql"),
+            &[
+                &name,
+                &worker_type,
+                &self.identity.process,
+                &self.identity.hostname,
+                &self.identity.pid,
+                &self.identity.ttl.as_secs_f64(),
+                &previous.map(|previous| previous.worker),
+                &previous.and_then(|previous| previous.begun).map(|id| id.0),
+            ],
+        )?;
+        Ok(row.get(0))
     }
 
     /// Where to look, for whoever finds a lease that holds after reading it.

@@ -1,14 +1,17 @@
-//! The seam between a worker thread and its lock back end.
+//! The seam between the threads of a worker process and its lock back end.
+//!
+//! A process has one `BackEnd`; each of its threads has `Claims` from it.
 
 pub(crate) mod postgres;
 
-use ::postgres::Client;
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use super::Sight;
-use super::crew::Plan;
+use super::Shared;
+use super::inbox::Inbox;
 use crate::error::Error;
-use crate::task::TaskId;
+use crate::task::{NewTask, TaskId};
 
 /// A task that this worker owns and has to run.
 #[derive(Debug, Clone)]
@@ -37,6 +40,11 @@ impl Outcome {
     pub(crate) fn failed(error: impl Into<String>) -> Outcome {
         Outcome { completed: false, result: None, error: Some(error.into()), log: None }
     }
+
+    /// The state that it means, as in the table.
+    pub(crate) fn state(&self) -> &'static str {
+        if self.completed { "completed" } else { "failed" }
+    }
 }
 
 /// A task that has ended and whose final state is not stored yet.
@@ -47,15 +55,47 @@ pub(crate) struct Ended {
 }
 
 /// What came of a turn.
-pub(crate) struct Turn {
-    /// False if the ended task was not this worker's any more: the claim is
-    /// lost, and with it every other answer.
-    pub(crate) owned: bool,
-    pub(crate) task: Option<Claimed>,
-    pub(crate) more: bool,
-    pub(crate) inconclusive: bool,
-    pub(crate) unfinished: bool,
-    pub(crate) bell_hung: bool,
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// What had ended is stored, and this task is to be run.
+    Task(Claimed),
+    /// What had ended is stored; there is no task, and perhaps news in the inbox.
+    Nothing,
+    /// The claim is lost, as the inbox knows; nothing was done.
+    Lost,
+    /// The ended task was not this worker's any more; nothing was written.
+    NotOwned,
+}
+
+/// What a thread held before it lost its claim.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Previous {
+    pub(crate) worker: i64,
+    /// The task whose handler had begun; another one was only claimed.
+    pub(crate) begun: Option<TaskId>,
+}
+
+/// What a worker process has of its lock back end.
+pub(crate) trait BackEnd: Send + Sync {
+    /// Settles what the thread owned before, and registers it as a new worker.
+    fn open<'a>(
+        &'a self,
+        shared: &'a Shared,
+        index: usize,
+        name: &str,
+        previous: Option<Previous>,
+    ) -> Result<Box<dyn Claims + 'a>, Error>;
+
+    /// There may be work: sees to it that an idle worker looks.
+    fn ring(&self);
+
+    /// Connects to where wake-ups and cancels come from and passes them on,
+    /// until the workers have left or the connection ends, which is the error.
+    /// Calls `connected` once it hears.
+    fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error>;
+
+    /// How many turns were begun so far.
+    fn n_turns(&self) -> u64;
 }
 
 /// A worker's hold on the lock back end, under one worker id. Dropping it lets
@@ -67,25 +107,28 @@ pub(crate) trait Claims {
     /// The worker id of this hold.
     fn worker(&self) -> i64;
 
-    /// Stores how a task ended, if one did, and starts the next one if
-    /// `wanted`, in one transaction.
+    /// Stores how a task ended, if one did, and starts the next one if `wanted`,
+    /// in one transaction. Without a task it waits for one, or for news in the
+    /// inbox.
     fn next_task(
         &mut self,
+        inbox: &Inbox,
         ended: Option<&Ended>,
         wanted: bool,
-        sight: &Sight,
-        plan: Plan,
     ) -> Result<Turn, Error>;
 
-    /// After a turn that failed on a living connection: lets go of what it had
-    /// locked, the bell too, so that the next turn begins as planned.
-    fn recover(&mut self) -> Result<(), Error>;
+    /// After a turn that failed: lets go of what it had locked, so that the next
+    /// turn begins as planned; false if the hold is gone.
+    fn recover(&mut self) -> bool;
 
-    /// The connection for the task's own short statements.
-    fn client(&mut self) -> &mut Client;
+    /// Looks whether the hold is still there, because somebody doubts it.
+    fn verify(&mut self) -> bool;
 
-    /// Whether the hold is known to be gone.
-    fn is_lost(&mut self) -> bool;
+    /// Replaces the progress of the running task.
+    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error>;
+
+    /// Creates another task, at once.
+    fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error>;
 
     /// Takes the worker's row away; it owns nothing by now.
     fn leave(&mut self) -> Result<(), Error>;

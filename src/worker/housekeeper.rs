@@ -71,7 +71,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
             }
             if session.take().is_some() {
                 // If this connection is gone, the workers' may be, too.
-                shared.crew.tell_all(Event::Verify);
+                shared.tell_all(Event::Verify);
             }
         }
         // Their threads see it themselves when they look; the warden acts at
@@ -82,7 +82,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         if failed {
             shared.pause(RECONNECT_INTERVAL);
         } else {
-            let turns_before = std::mem::replace(&mut n_turns, shared.crew.n_turns());
+            let turns_before = std::mem::replace(&mut n_turns, shared.back_end.n_turns());
             let is_busy = n_turns - turns_before > BUSY_TURNS;
             let interval = if is_busy { BUSY_POLL_INTERVAL } else { POLL_INTERVAL };
             // Who has just come need not wait for long.
@@ -179,7 +179,7 @@ impl Housekeeper<'_> {
             )
             .map_err(|error| Error::postgres("could not look for what was missed", error))?;
         for id in row.get::<_, Vec<i64>>("canceling") {
-            self.shared.crew.tell_all(Event::Cancel(TaskId(id)));
+            self.shared.tell_all(Event::Cancel(TaskId(id)));
         }
         let lost: Vec<i64> = row.get("lost");
         for lease in leases.iter().filter(|lease| lost.contains(&lease.worker())) {
@@ -190,7 +190,7 @@ impl Housekeeper<'_> {
         self.mark_xid = row.get("mark_xid");
         self.shared.set_sight(self.sight.clone());
         if row.get("waiting") {
-            self.shared.crew.ring();
+            self.shared.back_end.ring();
         }
         Ok(())
     }

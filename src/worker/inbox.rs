@@ -4,11 +4,11 @@
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use postgres::Client;
 
+use super::claim::Claims;
 use super::lease::Lease;
 use crate::task::TaskId;
 
@@ -24,7 +24,7 @@ pub(crate) enum Event {
     Drain,
     /// End the running task by force.
     Abort,
-    /// The connection may be gone: look.
+    /// The claim may be gone: look.
     Verify,
     /// The lease is over, which says so itself: stop the task, write nothing.
     Lost,
@@ -113,19 +113,19 @@ impl Inbox {
     }
 
     /// Whether the running task has to end, for whatever reason. Looks at the
-    /// connection if somebody doubts it.
-    pub(crate) fn must_end(&self, id: TaskId, client: &mut Client) -> bool {
-        self.verify(client);
+    /// claim if somebody doubts it.
+    pub(crate) fn must_end(&self, id: TaskId, claims: &mut dyn Claims) -> bool {
+        self.verify(claims);
         let notes = self.notes.borrow();
         notes.abort || notes.is_lost() || notes.canceled.contains(&id)
     }
 
-    /// Looks at the connection if somebody doubts it; without it the claim is lost.
-    pub(crate) fn verify(&self, client: &mut Client) {
+    /// Looks at the claim if somebody doubts it.
+    pub(crate) fn verify(&self, claims: &mut dyn Claims) {
         self.drain();
         let mut notes = self.notes.borrow_mut();
         if std::mem::take(&mut notes.verify)
-            && client.is_valid(Duration::from_secs(2)).is_err()
+            && !claims.verify()
             && let Some(lease) = &notes.lease
         {
             lease.end();

@@ -18,10 +18,9 @@ pub(crate) fn run_task(
     worker_name: &str,
     task: Claimed,
     inbox: &Inbox,
-    claims: &mut impl Claims,
+    claims: &mut dyn Claims,
 ) -> Outcome {
     log::debug!("worker {worker_name}: task {} `{}` started", task.id, task.name);
-    let worker = claims.worker();
     let Some(handler) = shared.registry.get(&task.name) else {
         return Outcome::failed(format!("this worker has no handler for `{}`", task.name));
     };
@@ -30,8 +29,7 @@ pub(crate) fn run_task(
         name: &task.name,
         fence: task.fence,
         attempt: task.attempt,
-        worker,
-        client: RefCell::new(claims.client()),
+        claims: RefCell::new(claims),
         inbox,
         last_progress: Cell::new(None),
     };

@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::claim::postgres::{PostgresClaims, Previous};
-use super::claim::{Claims, Ended, Outcome};
-use super::crew::{Found, Rest};
-use super::inbox::{Event, Inbox};
+use super::claim::{Claims, Ended, Outcome, Previous, Turn};
+use super::inbox::Inbox;
 use super::lease::Lease;
 use super::run::run_task;
 use crate::error::{self, Error};
@@ -17,7 +15,7 @@ use crate::task::TaskId;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How the work on one connection ended.
+/// How the work under one worker id ended.
 enum Exit {
     /// Told to stop, and nothing is left to do.
     Stopped,
@@ -31,9 +29,7 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
     let mut previous = None;
     let mut pause = FIRST_PAUSE;
     loop {
-        let opened =
-            PostgresClaims::open(&shared.url, &shared.identity, &name, &shared.handlers, previous);
-        let mut claims = match opened {
+        let mut claims = match shared.back_end.open(shared, index, &name, previous) {
             Ok(claims) => claims,
             Err(error) if error.is_unavailable() => {
                 if pause == FIRST_PAUSE {
@@ -58,12 +54,11 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
         pause = FIRST_PAUSE;
         let lease = shared.joined(index, claims.worker());
         inbox.begin_session(lease.clone());
-        let exit = work_session(shared, index, &name, inbox, &lease, &mut claims);
+        let exit = work_session(shared, &name, inbox, &lease, &mut *claims);
         shared.left(claims.worker());
         match exit? {
             Exit::Stopped => return claims.leave(),
             Exit::Lost { begun } => {
-                shared.crew.drop_out(index);
                 log::warn!("worker {name}: gave up its claim; starting anew");
                 previous = Some(Previous { worker: claims.worker(), begun });
             }
@@ -71,14 +66,13 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
     }
 }
 
-/// Works on one connection until told to stop or until it is lost.
+/// Works under one worker id until told to stop or until the claim is lost.
 fn work_session(
     shared: &Shared,
-    index: usize,
     name: &str,
     inbox: &Inbox,
     lease: &Lease,
-    claims: &mut impl Claims,
+    claims: &mut dyn Claims,
 ) -> Result<Exit, Error> {
     loop {
         // First of all: what is noted here was said before the lease is looked
@@ -99,33 +93,22 @@ fn work_session(
     let mut ended: Option<Ended> = None;
     let mut n_failures = 0;
     let mut last_failure = String::new();
-    shared.rest(inbox, shared.crew.join(index));
     loop {
         let wanted = !inbox.is_draining();
         if !wanted && ended.is_none() {
             return Ok(Exit::Stopped);
         }
-        // Before the look at the lease: under a lease that still holds then, the
-        // housekeeper had learned it from the server that this session is on.
-        let sight = shared.sight();
-        // The housekeeper says so, too, but it may be held up itself.
-        if inbox.is_lost() {
-            return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
-        }
-        let plan = shared.crew.begin_turn(index, ended.is_some());
-        let turn = match claims.next_task(ended.as_ref(), wanted, &sight, plan) {
+        let turn = match claims.next_task(inbox, ended.as_ref(), wanted) {
             Ok(turn) => turn,
             Err(error) => {
-                shared.crew.abandon_turn(index);
                 n_failures += 1;
                 let text = error::chain(&error);
                 if text != last_failure {
                     log::error!("worker {name}: {text}");
                     last_failure = text;
                 }
-                let begun = ended.as_ref().map(|ended| ended.id);
-                if claims.is_lost() || inbox.is_lost() || claims.recover().is_err() {
-                    return Ok(Exit::Lost { begun });
+                if inbox.is_lost() || !claims.recover() {
+                    return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
                 }
                 if !error.is_unavailable() {
                     // Perhaps the server will never take what the handler
@@ -144,32 +127,25 @@ fn work_session(
                 continue;
             }
         };
+        let task = match turn {
+            Turn::Task(task) => task,
+            Turn::Nothing => {
+                (ended, n_failures) = (None, 0);
+                last_failure.clear();
+                inbox.verify(claims);
+                if inbox.is_lost() {
+                    return Ok(Exit::Lost { begun: None });
+                }
+                continue;
+            }
+            Turn::Lost => return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) }),
+            Turn::NotOwned => {
+                log::warn!("worker {name}: its task had been taken away; nothing was written");
+                return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
+            }
+        };
         n_failures = 0;
         last_failure.clear();
-        if !turn.owned {
-            shared.crew.abandon_turn(index);
-            log::warn!("worker {name}: its task had been taken away; nothing was written");
-            return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
-        }
-        ended = None;
-        let found = Found {
-            task: turn.task.is_some(),
-            more: turn.more,
-            inconclusive: turn.inconclusive,
-            unfinished: turn.unfinished,
-            bell_hung: turn.bell_hung,
-        };
-        let rest = shared.crew.end_turn(index, plan, found);
-        let Some(task) = turn.task else {
-            if wanted {
-                shared.rest(inbox, rest);
-            }
-            inbox.verify(claims.client());
-            if inbox.is_lost() {
-                return Ok(Exit::Lost { begun: None });
-            }
-            continue;
-        };
         // A command without a warden could outlive its worker. It goes to
         // others, like every task while there is none: nobody knows for how
         // long, and this process has yet to learn why.
@@ -184,24 +160,5 @@ fn work_session(
             return Ok(Exit::Lost { begun: Some(id) });
         }
         ended = Some(Ended { id, outcome });
-    }
-}
-
-impl Shared {
-    /// Waits after a turn that found nothing.
-    fn rest(&self, inbox: &Inbox, rest: Rest) {
-        match rest {
-            Rest::Again => {}
-            Rest::Wait(Some(duration)) => {
-                inbox.wait_until(Instant::now() + duration);
-            }
-            Rest::Wait(None) => {
-                if self.burst && self.crew.is_idle() {
-                    self.control.stop(super::Shutdown::Drain);
-                }
-                // A cancel is for whoever runs that task.
-                while matches!(inbox.wait(), Event::Cancel(_)) {}
-            }
-        }
     }
 }

@@ -2,88 +2,118 @@
 //! connection, one for the task and one for each resource. When the session
 //! ends, for whatever reason, the locks are gone.
 
+mod crew;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fallible_iterator::FallibleIterator;
 use postgres::{Client, Statement};
+use serde_json::Value;
 
-use super::{Claimed, Claims, Ended, Turn};
-use crate::db;
+use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::error::Error;
-use crate::task::TaskId;
-use crate::worker::crew::Plan;
-use crate::worker::{Identity, Sight};
+use crate::task::{NewTask, TaskId};
+use crate::worker::inbox::{Event, Inbox, Mailbox};
+use crate::worker::{LOOK, Shared, Shutdown};
+use crate::{client, db};
+use crew::{Crew, Found, Plan, Rest};
 
-/// What a thread held before it lost its connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Previous {
-    pub(crate) worker: i64,
-    /// The task whose handler had begun; another one was only claimed.
-    pub(crate) begun: Option<TaskId>,
+/// How long the answer of a connection that somebody doubts may take.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(crate) struct PostgresBackEnd {
+    crew: Crew,
 }
 
-pub(crate) struct PostgresClaims {
-    client: Client,
-    statement: Statement,
-    worker: i64,
-    name: String,
-    handlers: Vec<String>,
+impl PostgresBackEnd {
+    pub(crate) fn new(mailboxes: Vec<Mailbox>) -> PostgresBackEnd {
+        PostgresBackEnd { crew: Crew::new(mailboxes) }
+    }
 }
 
-impl PostgresClaims {
-    /// Connects, settles what the thread owned before, and registers.
-    pub(crate) fn open(
-        url: &str,
-        identity: &Identity,
+impl BackEnd for PostgresBackEnd {
+    fn open<'a>(
+        &'a self,
+        shared: &'a Shared,
+        index: usize,
         name: &str,
-        handlers: &[String],
         previous: Option<Previous>,
-    ) -> Result<PostgresClaims, Error> {
-        let mut client = db::connect(url, &format!("millhand worker {name}"))?;
-        let doing = format!("could not register worker {name}");
-        let fail = |error| Error::postgres(&doing, error);
+    ) -> Result<Box<dyn Claims + 'a>, Error> {
+        let mut client = db::connect(&shared.url, &format!("millhand worker {name}"))?;
+        let fail = |error| Error::postgres(&format!("could not register worker {name}"), error);
         client
             .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
             .map_err(fail)?;
-        let worker = client
-            .query_one(
-                include_str!("../../../sql/queries/register_worker.sql"),
-                &[
-                    &name,
-                    &"postgres",
-                    &identity.process,
-                    &identity.hostname,
-                    &identity.pid,
-                    &identity.ttl.as_secs_f64(),
-                    &previous.map(|previous| previous.worker),
-                    &previous.and_then(|previous| previous.begun).map(|id| id.0),
-                ],
-            )
-            .map_err(fail)?
-            .get(0);
+        let worker = shared.register(&mut client, name, "postgres", previous).map_err(fail)?;
         let statement =
             client.prepare(include_str!("../../../sql/queries/next_task.sql")).map_err(fail)?;
-        Ok(PostgresClaims {
+        Ok(Box::new(PostgresClaims {
+            shared,
+            crew: &self.crew,
+            index,
             client,
             statement,
             worker,
             name: name.to_owned(),
-            handlers: handlers.to_vec(),
-        })
+            has_joined: false,
+        }))
+    }
+
+    fn ring(&self) {
+        self.crew.ring();
+    }
+
+    fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error> {
+        let fail = |error| Error::postgres("could not listen", error);
+        let mut client = db::connect(&shared.url, "millhand listener")?;
+        client.batch_execute("LISTEN millhand_wakeup; LISTEN millhand_cancel").map_err(fail)?;
+        connected();
+        while !shared.has_ended() {
+            {
+                let mut notifications = client.notifications();
+                let mut received = notifications.timeout_iter(LOOK);
+                while let Some(notification) = received.next().map_err(fail)? {
+                    if notification.channel() != "millhand_cancel" {
+                        self.ring();
+                    } else if let Ok(id) = notification.payload().parse::<TaskId>() {
+                        shared.tell_all(Event::Cancel(id));
+                    }
+                }
+            }
+            if client.is_closed() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn n_turns(&self) -> u64 {
+        self.crew.n_turns()
     }
 }
 
-impl Claims for PostgresClaims {
-    fn worker(&self) -> i64 {
-        self.worker
-    }
+struct PostgresClaims<'a> {
+    shared: &'a Shared,
+    crew: &'a Crew,
+    index: usize,
+    client: Client,
+    statement: Statement,
+    worker: i64,
+    name: String,
+    has_joined: bool,
+}
 
-    fn next_task(
+impl PostgresClaims<'_> {
+    /// One call of `next_task`; false if the ended task was not this worker's.
+    fn turn(
         &mut self,
         ended: Option<&Ended>,
         wanted: bool,
-        sight: &Sight,
+        sight: &crate::worker::Sight,
         plan: Plan,
-    ) -> Result<Turn, Error> {
+    ) -> Result<Option<(Option<Claimed>, Found)>, Error> {
         let outcome = ended.map(|ended| &ended.outcome);
-        let state = outcome.map(|o| if o.completed { "completed" } else { "failed" });
         let row = self
             .client
             .query_one(
@@ -91,11 +121,11 @@ impl Claims for PostgresClaims {
                 &[
                     &self.worker,
                     &self.name,
-                    &self.handlers,
+                    &self.shared.handlers,
                     &sight.low,
                     &sight.stragglers,
                     &ended.map(|ended| ended.id.0),
-                    &state,
+                    &outcome.map(|outcome| outcome.state()),
                     &outcome.and_then(|o| o.result.as_ref()),
                     &outcome.and_then(|o| o.error.as_ref()),
                     &outcome.and_then(|o| o.log.as_ref()),
@@ -112,6 +142,9 @@ impl Claims for PostgresClaims {
                 };
                 Error::postgres(&doing, error)
             })?;
+        if row.get::<_, Option<bool>>("owned") == Some(false) {
+            return Ok(None);
+        }
         let flag = |name| row.get::<_, Option<bool>>(name).unwrap_or(false);
         let task = row.get::<_, Option<i64>>("task_id").map(|id| Claimed {
             id: TaskId(id),
@@ -120,29 +153,96 @@ impl Claims for PostgresClaims {
             fence: row.get("task_fence"),
             attempt: row.get("task_attempt"),
         });
-        Ok(Turn {
-            owned: row.get::<_, Option<bool>>("owned") != Some(false),
-            task,
+        let found = Found {
+            task: task.is_some(),
             more: flag("more"),
             inconclusive: flag("inconclusive"),
             unfinished: flag("unfinished"),
             bell_hung: flag("bell_hung"),
-        })
+        };
+        Ok(Some((task, found)))
     }
 
-    fn recover(&mut self) -> Result<(), Error> {
-        self.client
-            .execute(include_str!("../../../sql/queries/let_go.sql"), &[&self.worker])
-            .map_err(|error| Error::postgres("could not let go of its locks", error))?;
-        Ok(())
+    /// Waits after a turn that found nothing.
+    fn rest(&self, inbox: &Inbox, rest: Rest) {
+        match rest {
+            Rest::Again => {}
+            Rest::Wait(Some(duration)) => {
+                inbox.wait_until(Instant::now() + duration);
+            }
+            Rest::Wait(None) => {
+                if self.shared.burst && self.crew.is_idle() {
+                    self.shared.control.stop(Shutdown::Drain);
+                }
+                // A cancel is for whoever runs that task.
+                while matches!(inbox.wait(), Event::Cancel(_)) {}
+            }
+        }
+    }
+}
+
+impl Claims for PostgresClaims<'_> {
+    fn worker(&self) -> i64 {
+        self.worker
     }
 
-    fn client(&mut self) -> &mut Client {
-        &mut self.client
+    fn next_task(
+        &mut self,
+        inbox: &Inbox,
+        ended: Option<&Ended>,
+        wanted: bool,
+    ) -> Result<Turn, Error> {
+        if !std::mem::replace(&mut self.has_joined, true) {
+            self.rest(inbox, self.crew.join(self.index));
+            return Ok(Turn::Nothing);
+        }
+        // Before the look at the lease: under a lease that still holds then, the
+        // housekeeper had learned it from the server that this session is on.
+        let sight = self.shared.sight();
+        // The housekeeper says so, too, but it may be held up itself.
+        if inbox.is_lost() {
+            return Ok(Turn::Lost);
+        }
+        let plan = self.crew.begin_turn(self.index, ended.is_some());
+        let (task, found) = match self.turn(ended, wanted, &sight, plan) {
+            Ok(Some(turn)) => turn,
+            Ok(None) => {
+                self.crew.abandon_turn(self.index);
+                return Ok(Turn::NotOwned);
+            }
+            Err(error) => {
+                self.crew.abandon_turn(self.index);
+                return Err(error);
+            }
+        };
+        let rest = self.crew.end_turn(self.index, plan, found);
+        if let Some(task) = task {
+            return Ok(Turn::Task(task));
+        }
+        if wanted {
+            self.rest(inbox, rest);
+        }
+        Ok(Turn::Nothing)
     }
 
-    fn is_lost(&mut self) -> bool {
-        self.client.is_closed()
+    fn recover(&mut self) -> bool {
+        !self.client.is_closed()
+            && self
+                .client
+                .execute(include_str!("../../../sql/queries/let_go.sql"), &[&self.worker])
+                .is_ok()
+    }
+
+    fn verify(&mut self) -> bool {
+        self.client.is_valid(VERIFY_TIMEOUT).is_ok()
+    }
+
+    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error> {
+        client::set_progress(&mut self.client, self.worker, id, progress)
+    }
+
+    fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error> {
+        client::dispatch(&mut self.client, task)
     }
 
     fn leave(&mut self) -> Result<(), Error> {
@@ -152,5 +252,11 @@ impl Claims for PostgresClaims {
                 Error::postgres(&format!("could not sign off worker {}", self.name), error)
             })?;
         Ok(())
+    }
+}
+
+impl Drop for PostgresClaims<'_> {
+    fn drop(&mut self) {
+        self.crew.drop_out(self.index);
     }
 }

@@ -18,7 +18,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::inbox::{Event, Mailbox};
+use crate::worker::inbox::{Event, Mailbox};
 
 /// While so many turns are under way in one process, no further worker is
 /// woken: more of them only queue for the database's processors and for one
@@ -119,13 +119,6 @@ impl Crew {
                 retries: 0,
                 next_look: None,
             }),
-        }
-    }
-
-    /// Tells every worker.
-    pub(crate) fn tell_all(&self, event: Event) {
-        for mailbox in &self.mailboxes {
-            mailbox.send(event);
         }
     }
 
