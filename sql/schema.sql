@@ -21,6 +21,15 @@ CREATE FUNCTION millhand.bell_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT hashint8extended(1, 7305)$$;
 
+CREATE FUNCTION millhand.bring_back(handlers text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM millhand.unpark_behind('{}');
+    PERFORM millhand.call_back(handlers);
+END
+$$;
+
 CREATE FUNCTION millhand.call_back(handlers text[]) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -65,6 +74,7 @@ CREATE FUNCTION millhand.cancel(id bigint) RETURNS text
 DECLARE
     found_state text;
     ended record;
+    running record;
 BEGIN
     -- As in dispatch: whoever hangs a bell before this commits looks again.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
@@ -80,9 +90,12 @@ BEGIN
             RETURN 'canceled';
         END IF;
         UPDATE millhand.task SET state = 'canceling'
-         WHERE id = cancel.id AND state = 'running';
+         WHERE id = cancel.id AND state = 'running'
+        RETURNING owner INTO running;
         IF FOUND THEN
-            PERFORM pg_notify('millhand_cancel', cancel.id::text);
+            IF EXISTS (SELECT FROM millhand.worker w WHERE w.id = running.owner AND w.lock_owner IS NULL) THEN
+                PERFORM pg_notify('millhand_cancel', cancel.id::text);
+            END IF;
             RETURN 'canceling';
         END IF;
         SELECT state INTO found_state FROM millhand.task WHERE id = cancel.id;
@@ -283,7 +296,7 @@ CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
     AS $_$
     DELETE FROM millhand.worker
      WHERE id IN (SELECT w.id FROM millhand.worker w
-                   WHERE w.process = $1
+                   WHERE w.process = $1 AND w.lock_owner IS NULL
                      AND NOT EXISTS (SELECT FROM millhand.task t
                                       WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
                      AND pg_try_advisory_lock(millhand.worker_lock(w.id))
@@ -340,15 +353,78 @@ CREATE FUNCTION millhand.is_plain(name text, args jsonb, exclusive text[], share
            AND coalesce(array_lower($3, 1), 1) = 1 AND coalesce(array_lower($4, 1), 1) = 1
 $_$;
 
+CREATE FUNCTION millhand.joint_turn(ended bigint[], ended_by bigint[], outcomes text[], results jsonb[], errors text[], logs text[], started bigint[], started_by bigint[]) RETURNS TABLE(task_id bigint, what text, task_name text, task_args jsonb, task_fence bigint, task_attempt integer)
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    n_ended integer := 0;
+BEGIN
+    -- Whoever settles one of these workers waits for the end of this, and then finds
+    -- all that it did; after that it does nothing for that worker.
+    PERFORM FROM millhand.worker WHERE id = ANY (ended_by || started_by) FOR KEY SHARE;
+    IF ended <> '{}' THEN
+        -- As finish_task.
+        RETURN QUERY
+            UPDATE millhand.task t
+               SET state = CASE t.state WHEN 'canceling' THEN 'canceled' ELSE e.outcome END,
+                   result = CASE t.state WHEN 'canceling' THEN NULL ELSE e.result END,
+                   error = CASE t.state WHEN 'canceling' THEN NULL ELSE e.error END,
+                   log = e.log, owner = NULL, finished_at = clock_timestamp()
+              FROM (SELECT own.id, given.*
+                      FROM unnest(ended, ended_by, outcomes, results, errors, logs)
+                           AS given (task, worker, outcome, result, error, log)
+                      JOIN millhand.task own
+                        ON own.id = given.task AND own.owner IS NOT DISTINCT FROM given.worker
+                       FOR NO KEY UPDATE OF own SKIP LOCKED) AS e
+             WHERE t.id = e.id
+            RETURNING t.id, 'ended', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer;
+        GET DIAGNOSTICS n_ended = ROW_COUNT;
+        IF n_ended > 0 AND EXISTS (SELECT FROM millhand.parked) THEN
+            PERFORM millhand.unpark_behind(ARRAY(
+                SELECT DISTINCT n.resource FROM millhand.task t
+                 CROSS JOIN LATERAL millhand.needs(t.exclusive, t.shared) AS n
+                 WHERE t.id = ANY (ended) AND t.owner IS NULL));
+        END IF;
+        IF n_ended < cardinality(ended) THEN
+            RETURN QUERY
+                SELECT t.id, 'held up', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer
+                  FROM unnest(ended, ended_by) AS given (task, worker)
+                  JOIN millhand.task t
+                    ON t.id = given.task AND t.owner IS NOT DISTINCT FROM given.worker;
+            RETURN;
+        END IF;
+    END IF;
+    IF started <> '{}' THEN
+        RETURN QUERY
+            UPDATE millhand.task t
+               SET state = 'running', owner = s.worker, worker = s.name,
+                   fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
+                   started_at = clock_timestamp()
+              FROM (SELECT free.id, w.id AS worker, w.name
+                      FROM unnest(started, started_by) AS given (task, worker)
+                      JOIN millhand.worker w ON w.id = given.worker
+                      JOIN millhand.task free ON free.id = given.task
+                       AND free.parked IS FALSE
+                       AND free.state <> ALL ('{running,canceling,completed,failed,canceled}')
+                       FOR NO KEY UPDATE OF free SKIP LOCKED) AS s
+             WHERE t.id = s.id
+            RETURNING t.id, 'started', t.name, t.args, t.fence, t.attempt;
+    END IF;
+END
+$$;
+
 CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    its_process text;
+    gone record;
 BEGIN
-    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process INTO its_process;
-    PERFORM millhand.forget_unknown_workers(its_process);
-    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process, lock_owner INTO gone;
+    IF gone.lock_owner IS NULL THEN
+        PERFORM millhand.forget_unknown_workers(gone.process);
+        PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+    END IF;
 END
 $$;
 
@@ -696,7 +772,8 @@ BEGIN
                          JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
                         WHERE w.process = poll.process);
     lost := '{}';
-    FOR own IN SELECT w.id FROM millhand.worker w WHERE w.process = poll.process LOOP
+    FOR own IN SELECT w.id FROM millhand.worker w
+                WHERE w.process = poll.process AND w.lock_owner IS NULL LOOP
         IF pg_try_advisory_lock(millhand.worker_lock(own.id)) THEN
             PERFORM pg_advisory_unlock(millhand.worker_lock(own.id));
             lost := lost || own.id;
@@ -742,7 +819,7 @@ CREATE FUNCTION millhand.register_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT hashint8extended(3, 7305)$$;
 
-CREATE FUNCTION millhand.register_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, previous bigint, begun bigint) RETURNS bigint
+CREATE FUNCTION millhand.register_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, lock_owner text, previous bigint, begun bigint) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -766,11 +843,13 @@ BEGIN
             USING ERRCODE = 'check_violation';
     END IF;
     PERFORM millhand.forget_unknown_workers(register_worker.process);
-    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
+    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, lock_owner)
     VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
-            register_worker.pid, register_worker.ttl)
+            register_worker.pid, register_worker.ttl, register_worker.lock_owner)
     RETURNING id INTO worker_id;
-    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    IF register_worker.lock_owner IS NULL THEN
+        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    END IF;
     RETURN worker_id;
 END
 $$;
@@ -825,25 +904,31 @@ CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, by_itself 
     AS $$
 DECLARE
     n_settled integer := 0;
+    has_session boolean;
     ended record;
 BEGIN
-    -- A session that outlived its worker (frozen, cut off, or busy for it when
-    -- it was killed) goes first. It may be in the midst of the commit of a
-    -- claim, which nothing can stop: only when it has let go of the worker's
-    -- lock can everything that it started be seen below.
-    PERFORM pg_terminate_backend(pid)
-       FROM pg_locks
-      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
-        -- Not another settler, which may hold it for a moment, too.
-        AND NOT EXISTS (SELECT FROM pg_stat_activity a
-                         WHERE a.pid = pg_locks.pid
-                           AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
-    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
-    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
-    -- And as in dispatch: whoever hangs a bell before this commits looks again.
-    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    -- Nobody can stop a commit, and what starts a task for this worker may be in the
+    -- midst of it: only when that has ended can everything that it started be seen
+    -- below.
+    PERFORM FROM millhand.worker WHERE id = worker_id AND lock_owner IS NOT NULL FOR UPDATE;
+    has_session := NOT FOUND;
+    IF has_session THEN
+        -- A session that outlived its worker (frozen, cut off, or busy for it when
+        -- it was killed) goes first.
+        PERFORM pg_terminate_backend(pid)
+           FROM pg_locks
+          WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
+            -- Not another settler, which may hold it for a moment, too.
+            AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                             WHERE a.pid = pg_locks.pid
+                               AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
+        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+        PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+        -- And as in dispatch: whoever hangs a bell before this commits looks again.
+        PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    END IF;
     IF NOT by_itself AND
        (SELECT count(*) FROM millhand.task WHERE owner = worker_id AND state IN ('running', 'canceling'))
        > (SELECT count(*) FROM (SELECT FROM millhand.task
@@ -871,7 +956,7 @@ BEGIN
         n_settled := n_settled + 1;
     END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
-    IF n_settled > 0 THEN
+    IF n_settled > 0 AND has_session THEN
         PERFORM millhand.ring();
     END IF;
     RETURN n_settled;
@@ -885,12 +970,9 @@ DECLARE
     n_settled integer := 0;
     missing record;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(millhand.sweep_lock()) THEN
-        RETURN 0;
-    END IF;
     FOR missing IN
         SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
-         ORDER BY id
+         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         n_settled := n_settled + coalesce(millhand.settle_worker(
             missing.id, format('worker %s has gone missing', missing.name)), 0);
@@ -900,10 +982,6 @@ BEGIN
     RETURN n_settled;
 END
 $$;
-
-CREATE FUNCTION millhand.sweep_lock() RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT hashint8extended(4, 7305)$$;
 
 CREATE FUNCTION millhand.task_lock(id bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1144,11 +1222,14 @@ CREATE TABLE millhand.worker (
     started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     last_heartbeat timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     ttl interval NOT NULL,
+    lock_owner text,
     CONSTRAINT worker_ttl_positive CHECK ((ttl > '00:00:00'::interval))
 )
 WITH (fillfactor='50');
 
 COMMENT ON COLUMN millhand.worker.process IS 'Drawn at each start of a worker process; the workers of one process share it.';
+
+COMMENT ON COLUMN millhand.worker.lock_owner IS 'The owner of this worker''s locks in the lock store; null if its session holds them.';
 
 ALTER TABLE millhand.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME millhand.worker_id_seq

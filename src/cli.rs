@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use millhand::{Config, Error, db, migrate as schema};
+use millhand::{Config, Error, Waker, db, migrate as schema};
 use postgres::Client;
 
 mod bench;
@@ -139,6 +139,22 @@ impl Global {
     /// A connection to a database whose schema may be anything.
     pub(crate) fn connect_unchecked(&self, purpose: &str) -> Result<Client, Error> {
         db::connect(self.load()?.database_url()?, purpose)
+    }
+
+    /// Tells workers that hear through Redis what was just committed. They find it
+    /// without that, too, a little later.
+    pub(crate) fn tell_workers(
+        &self,
+        client: &mut Client,
+        tell: impl FnOnce(&mut Waker) -> Result<(), Error>,
+    ) {
+        let told = self.load().and_then(|config| match Waker::for_fleet(&config, client)? {
+            Some(mut waker) => tell(&mut waker),
+            None => Ok(()),
+        });
+        if let Err(error) = told {
+            log::warn!("{}; workers find it at their next poll", millhand::error::chain(&error));
+        }
     }
 
     /// A connection to a database with the schema that this program knows.

@@ -14,12 +14,21 @@ use crate::error::Error;
 pub struct Config {
     /// A Postgres URL, as psql takes it. May hold a password: never print it.
     pub database_url: Option<String>,
-    /// A Redis URL. May hold a password: never print it.
+    /// A Redis URL, with `rediss://` for TLS. May hold a password: never print it.
     pub redis_url: Option<String>,
+    /// What the names of all keys in Redis begin with, as a hash tag: one for each
+    /// database.
+    pub redis_prefix: String,
     /// Which locks a worker uses.
     pub worker_type: WorkerType,
     /// Worker threads of a process; each runs one task at a time.
     pub threads: usize,
+    /// Connections to Postgres that the threads of a process share, with worker
+    /// type `redis`.
+    pub pool_size: u32,
+    /// How often a process looks for what no message told it of.
+    #[serde(with = "humantime_serde")]
+    pub poll_interval: Duration,
     /// A worker that could not renew its row for this long counts as missing.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
@@ -56,6 +65,8 @@ pub struct CommandHandler {
 pub enum WorkerType {
     /// Postgres session advisory locks on the thread's own connection.
     Postgres,
+    /// Locks in Redis; the threads of a process share a few connections to Postgres.
+    Redis,
 }
 
 impl WorkerType {
@@ -64,6 +75,7 @@ impl WorkerType {
     pub fn as_str(self) -> &'static str {
         match self {
             WorkerType::Postgres => "postgres",
+            WorkerType::Redis => "redis",
         }
     }
 }
@@ -73,8 +85,11 @@ impl Default for Config {
         Config {
             database_url: None,
             redis_url: None,
+            redis_prefix: "millhand".to_owned(),
             worker_type: WorkerType::Postgres,
             threads: 1,
+            pool_size: 8,
+            poll_interval: Duration::from_secs(1),
             ttl: Duration::from_secs(30),
             task_grace_interval: Duration::from_secs(600),
             stop_after: None,
@@ -87,11 +102,14 @@ impl Default for Config {
 }
 
 /// Each key of the file but `handlers`, with the variable that overrides it.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("database_url", "MILLHAND_DATABASE_URL"),
     ("redis_url", "MILLHAND_REDIS_URL"),
+    ("redis_prefix", "MILLHAND_REDIS_PREFIX"),
     ("worker_type", "MILLHAND_WORKER_TYPE"),
     ("threads", "MILLHAND_THREADS"),
+    ("pool_size", "MILLHAND_POOL_SIZE"),
+    ("poll_interval", "MILLHAND_POLL_INTERVAL"),
     ("ttl", "MILLHAND_TTL"),
     ("task_grace_interval", "MILLHAND_TASK_GRACE_INTERVAL"),
     ("stop_after", "MILLHAND_STOP_AFTER"),
@@ -129,7 +147,9 @@ impl Config {
         for (key, variable) in SETTINGS {
             let Ok(value) = std::env::var(variable) else { continue };
             let value = match key {
-                "threads" => value.parse().map(toml::Value::Integer).unwrap_or(value.into()),
+                "threads" | "pool_size" => {
+                    value.parse().map(toml::Value::Integer).unwrap_or(value.into())
+                }
                 _ => toml::Value::String(value),
             };
             table.insert(key.to_owned(), value);
@@ -168,6 +188,18 @@ impl Config {
         if self.ttl < Duration::from_secs(1) {
             return Err(Error::Config("ttl must be at least 1s".to_owned()));
         }
+        if self.pool_size == 0 {
+            return Err(Error::Config("pool_size must be at least 1".to_owned()));
+        }
+        if self.poll_interval < Duration::from_millis(10) {
+            return Err(Error::Config("poll_interval must be at least 10ms".to_owned()));
+        }
+        if self.redis_prefix.is_empty() || self.redis_prefix.contains(['{', '}']) {
+            return Err(Error::Config(format!(
+                "redis_prefix is `{}`, expected a name without braces",
+                self.redis_prefix
+            )));
+        }
         for (name, handler) in &self.handlers {
             if handler.command.is_empty() || handler.command[0].is_empty() {
                 return Err(Error::Config(format!("handler `{name}` has an empty command")));
@@ -182,6 +214,17 @@ impl Config {
             Error::Config(
                 "no database is named; set MILLHAND_DATABASE_URL, or `database_url` in \
                  millhand.toml, or try `millhand dev -- COMMAND`"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// The Redis URL, or what to do without one.
+    pub fn redis_url(&self) -> Result<&str, Error> {
+        self.redis_url.as_deref().ok_or_else(|| {
+            Error::Config(
+                "no Redis is named, and workers of type redis need one; set MILLHAND_REDIS_URL, or \
+                 `redis_url` in millhand.toml"
                     .to_owned(),
             )
         })

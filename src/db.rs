@@ -3,12 +3,8 @@
 use std::time::Duration;
 
 use postgres::{Client, NoTls};
-use r2d2_postgres::PostgresConnectionManager;
 
 use crate::error::Error;
-
-/// Connections for short statements that hold no lock.
-pub type Pool = r2d2::Pool<PostgresConnectionManager<NoTls>>;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,16 +41,6 @@ pub fn connect(url: &str, purpose: &str) -> Result<Client, Error> {
     parameters.connect(NoTls).map_err(|error| {
         Error::postgres(&format!("could not connect to Postgres at {}", place(url)), error)
     })
-}
-
-/// A pool of at most `size` connections, opened as needed.
-pub fn pool(url: &str, purpose: &str, size: u32) -> Result<Pool, Error> {
-    let manager = PostgresConnectionManager::new(parameters(url, purpose)?, NoTls);
-    Ok(r2d2::Pool::builder()
-        .max_size(size)
-        .min_idle(Some(0))
-        .connection_timeout(CONNECT_TIMEOUT)
-        .build_unchecked(manager))
 }
 
 /// The URL's host, port and database, without user and password.

@@ -12,8 +12,10 @@
 //! 3. [`registry`] and [`context`]: handlers, and what they see while they run.
 //! 4. [`worker`]: the process that runs tasks; its threads are in the modules
 //!    below it, the seam to a lock back end is `worker::claim`.
-//! 5. [`fleet`]: workers and counts, for those who look on.
-//! 6. [`config`], [`db`], [`migrate`], [`error`]: what all of them stand on.
+//! 5. [`wake`]: tells workers of type `redis` of a commit; `lock_store` has their
+//!    locks.
+//! 6. [`fleet`]: workers and counts, for those who look on.
+//! 7. [`config`], [`db`], [`migrate`], [`error`]: what all of them stand on.
 
 pub mod client;
 pub mod config;
@@ -21,10 +23,12 @@ pub mod context;
 pub mod db;
 pub mod error;
 pub mod fleet;
+mod lock_store;
 pub mod migrate;
 pub mod registry;
 pub mod server;
 pub mod task;
+pub mod wake;
 pub mod worker;
 
 pub use client::{cancel, dispatch, dispatch_many};
@@ -33,6 +37,7 @@ pub use context::Context;
 pub use error::Error;
 pub use registry::Registry;
 pub use task::{NewTask, Task, TaskId, TaskState};
+pub use wake::Waker;
 pub use worker::Worker;
 
 /// What the README shows must compile.

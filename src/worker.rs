@@ -23,7 +23,7 @@ pub mod warden;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,6 +36,7 @@ use crate::error::{self, Error};
 use crate::registry::Registry;
 use crate::{db, migrate};
 use claim::postgres::PostgresBackEnd;
+use claim::redis::RedisBackEnd;
 use claim::{BackEnd, Previous};
 use inbox::{Event, Inbox, Mailbox};
 use lease::Lease;
@@ -110,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) burst: bool,
     pub(crate) auxiliary: bool,
     pub(crate) cancel_grace: Duration,
+    pub(crate) poll_interval: Duration,
     pub(crate) back_end: Box<dyn BackEnd>,
     pub(crate) warden: Arc<Warden>,
     pub(crate) control: Control,
@@ -200,8 +202,7 @@ impl Worker {
             warden.unwrap_or_default(),
             identity.process.clone(),
             identity.ttl,
-            url.clone(),
-            working_directory.clone(),
+            warden_settings(&self.config, &url, &working_directory),
         )?;
         let mut mailboxes = Vec::new();
         let mut inboxes = Vec::new();
@@ -223,6 +224,7 @@ impl Worker {
         );
         let back_end: Box<dyn BackEnd> = match self.config.worker_type {
             WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone())),
+            WorkerType::Redis => Box::new(RedisBackEnd::new(&self.config, mailboxes.clone())?),
         };
         let shared = Arc::new(Shared {
             url,
@@ -232,6 +234,7 @@ impl Worker {
             burst: self.burst,
             auxiliary: self.auxiliary,
             cancel_grace: self.config.cancel_grace_interval,
+            poll_interval: self.config.poll_interval,
             back_end,
             warden,
             control: self.control,
@@ -252,6 +255,19 @@ impl Worker {
         log::info!("stopped");
         result
     }
+}
+
+/// What a warden has to know of the settings: where tasks and locks are.
+fn warden_settings(config: &Config, url: &str, directory: &Path) -> Vec<(&'static str, OsString)> {
+    let mut settings = vec![
+        ("MILLHAND_DATABASE_URL", url.into()),
+        ("MILLHAND_WORKING_DIRECTORY", directory.into()),
+    ];
+    if let (WorkerType::Redis, Some(redis_url)) = (config.worker_type, &config.redis_url) {
+        settings.push(("MILLHAND_REDIS_URL", redis_url.into()));
+        settings.push(("MILLHAND_REDIS_PREFIX", config.redis_prefix.clone().into()));
+    }
+    settings
 }
 
 /// Starts the threads, passes requests to stop on to them, and waits for them.
@@ -428,6 +444,7 @@ impl Shared {
         client: &mut Client,
         name: &str,
         worker_type: &str,
+        lock_owner: Option<&str>,
         previous: Option<Previous>,
     ) -> Result<i64, postgres::Error> {
         let row = client.query_one(
@@ -439,6 +456,7 @@ impl Shared {
                 &self.identity.hostname,
                 &self.identity.pid,
                 &self.identity.ttl.as_secs_f64(),
+                &lock_owner,
                 &previous.map(|previous| previous.worker),
                 &previous.and_then(|previous| previous.begun).map(|id| id.0),
             ],
@@ -518,7 +536,7 @@ fn fqdn(hostname: &str) -> String {
 }
 
 /// A UUID from the kernel.
-fn random_token() -> Result<String, Error> {
+pub(crate) fn random_token() -> Result<String, Error> {
     let path = "/proc/sys/kernel/random/uuid";
     let token = std::fs::read_to_string(path).map_err(|error| Error::Unavailable {
         doing: format!("could not read {path}"),

@@ -1,4 +1,5 @@
--- Every advisory lock of millhand, in one place. Workers of several versions
+-- Every advisory lock of millhand, in one place. Workers of type redis use none
+-- but register_lock. Workers of several versions
 -- meet on these numbers: never change them.
 --
 --   key                       held by                          mode and span
@@ -9,7 +10,6 @@
 --   bell_lock()               an idle worker that waits to be woken   session, shared
 --   dispatching_lock()        who dispatches                   transaction, shared
 --   register_lock()           who registers a worker           transaction, exclusive
---   sweep_lock()              who sweeps missing workers       transaction, exclusive
 --
 -- Single 64-bit keys: hashes with a seed each, so that they miss each other
 -- and the small numbers that other programs like to use. A collision costs a
@@ -39,6 +39,3 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(2, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.register_lock() RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(3, 7305)';
-
-CREATE OR REPLACE FUNCTION millhand.sweep_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(4, 7305)';

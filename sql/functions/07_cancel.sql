@@ -12,6 +12,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     found_state text;
     ended record;
+    running record;
 BEGIN
     -- As in dispatch: whoever hangs a bell before this commits looks again.
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
@@ -27,9 +28,12 @@ BEGIN
             RETURN 'canceled';
         END IF;
         UPDATE millhand.task SET state = 'canceling'
-         WHERE id = cancel.id AND state = 'running';
+         WHERE id = cancel.id AND state = 'running'
+        RETURNING owner INTO running;
         IF FOUND THEN
-            PERFORM pg_notify('millhand_cancel', cancel.id::text);
+            IF EXISTS (SELECT FROM millhand.worker w WHERE w.id = running.owner AND w.lock_owner IS NULL) THEN
+                PERFORM pg_notify('millhand_cancel', cancel.id::text);
+            END IF;
             RETURN 'canceling';
         END IF;
         SELECT state INTO found_state FROM millhand.task WHERE id = cancel.id;

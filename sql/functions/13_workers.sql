@@ -15,25 +15,31 @@ CREATE OR REPLACE FUNCTION millhand.settle_worker(
 LANGUAGE plpgsql AS $$
 DECLARE
     n_settled integer := 0;
+    has_session boolean;
     ended record;
 BEGIN
-    -- A session that outlived its worker (frozen, cut off, or busy for it when
-    -- it was killed) goes first. It may be in the midst of the commit of a
-    -- claim, which nothing can stop: only when it has let go of the worker's
-    -- lock can everything that it started be seen below.
-    PERFORM pg_terminate_backend(pid)
-       FROM pg_locks
-      WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
-        -- Not another settler, which may hold it for a moment, too.
-        AND NOT EXISTS (SELECT FROM pg_stat_activity a
-                         WHERE a.pid = pg_locks.pid
-                           AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
-    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
-    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
-    -- And as in dispatch: whoever hangs a bell before this commits looks again.
-    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    -- Nobody can stop a commit, and what starts a task for this worker may be in the
+    -- midst of it: only when that has ended can everything that it started be seen
+    -- below.
+    PERFORM FROM millhand.worker WHERE id = worker_id AND lock_owner IS NOT NULL FOR UPDATE;
+    has_session := NOT FOUND;
+    IF has_session THEN
+        -- A session that outlived its worker (frozen, cut off, or busy for it when
+        -- it was killed) goes first.
+        PERFORM pg_terminate_backend(pid)
+           FROM pg_locks
+          WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
+            -- Not another settler, which may hold it for a moment, too.
+            AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                             WHERE a.pid = pg_locks.pid
+                               AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
+        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+        PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+        -- And as in dispatch: whoever hangs a bell before this commits looks again.
+        PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
+    END IF;
     IF NOT by_itself AND
        (SELECT count(*) FROM millhand.task WHERE owner = worker_id AND state IN ('running', 'canceling'))
        > (SELECT count(*) FROM (SELECT FROM millhand.task
@@ -61,7 +67,7 @@ BEGIN
         n_settled := n_settled + 1;
     END LOOP;
     DELETE FROM millhand.worker WHERE id = worker_id;
-    IF n_settled > 0 THEN
+    IF n_settled > 0 AND has_session THEN
         PERFORM millhand.ring();
     END IF;
     RETURN n_settled;
@@ -86,7 +92,7 @@ CREATE OR REPLACE FUNCTION millhand.forget_unknown_workers(process text) RETURNS
 LANGUAGE sql AS $$
     DELETE FROM millhand.worker
      WHERE id IN (SELECT w.id FROM millhand.worker w
-                   WHERE w.process = $1
+                   WHERE w.process = $1 AND w.lock_owner IS NULL
                      AND NOT EXISTS (SELECT FROM millhand.task t
                                       WHERE t.owner = w.id AND t.state IN ('running', 'canceling'))
                      AND pg_try_advisory_lock(millhand.worker_lock(w.id))
@@ -97,13 +103,14 @@ LANGUAGE sql AS $$
 $$;
 
 -- Registers a worker, on the connection that it will work on, and returns its
--- id, which nobody had before. `previous` is the id that the same thread had on
+-- id, which nobody had before. `lock_owner` is that of its locks, if they are not
+-- to be those of the session. `previous` is the id that the same thread had on
 -- a connection that it lost; what it owned is settled first, in this very
 -- transaction.
 -- All workers online must be of one type.
 CREATE OR REPLACE FUNCTION millhand.register_worker(
     worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval,
-    previous bigint, begun bigint
+    lock_owner text, previous bigint, begun bigint
 ) RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -127,11 +134,13 @@ BEGIN
             USING ERRCODE = 'check_violation';
     END IF;
     PERFORM millhand.forget_unknown_workers(register_worker.process);
-    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
+    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, lock_owner)
     VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
-            register_worker.pid, register_worker.ttl)
+            register_worker.pid, register_worker.ttl, register_worker.lock_owner)
     RETURNING id INTO worker_id;
-    PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    IF register_worker.lock_owner IS NULL THEN
+        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    END IF;
     RETURN worker_id;
 END
 $$;
@@ -140,10 +149,12 @@ $$;
 CREATE OR REPLACE FUNCTION millhand.leave(worker_id bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    its_process text;
+    gone record;
 BEGIN
-    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process INTO its_process;
-    PERFORM millhand.forget_unknown_workers(its_process);
-    PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+    DELETE FROM millhand.worker WHERE id = worker_id RETURNING process, lock_owner INTO gone;
+    IF gone.lock_owner IS NULL THEN
+        PERFORM millhand.forget_unknown_workers(gone.process);
+        PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
+    END IF;
 END
 $$;

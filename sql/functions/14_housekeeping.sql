@@ -8,19 +8,16 @@ $$;
 
 -- Settles workers that have not renewed their row for their whole ttl, by the
 -- database's clock. By then they have stopped their tasks, or their warden has
--- killed them (ARCHITECTURE.md, "Liveness"). One sweeper at a time is enough.
+-- killed them (ARCHITECTURE.md, "Liveness"). One sweeper a worker is enough.
 CREATE OR REPLACE FUNCTION millhand.sweep() RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
     n_settled integer := 0;
     missing record;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(millhand.sweep_lock()) THEN
-        RETURN 0;
-    END IF;
     FOR missing IN
         SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
-         ORDER BY id
+         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         n_settled := n_settled + coalesce(millhand.settle_worker(
             missing.id, format('worker %s has gone missing', missing.name)), 0);
@@ -67,7 +64,8 @@ BEGIN
                          JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
                         WHERE w.process = poll.process);
     lost := '{}';
-    FOR own IN SELECT w.id FROM millhand.worker w WHERE w.process = poll.process LOOP
+    FOR own IN SELECT w.id FROM millhand.worker w
+                WHERE w.process = poll.process AND w.lock_owner IS NULL LOOP
         IF pg_try_advisory_lock(millhand.worker_lock(own.id)) THEN
             PERFORM pg_advisory_unlock(millhand.worker_lock(own.id));
             lost := lost || own.id;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, Subcommand};
 use millhand::config::WorkerType;
-use millhand::server::{PostgresOptions, PrivatePostgres};
+use millhand::server::{PostgresOptions, PrivatePostgres, PrivateRedis};
 use millhand::{Error, NewTask, TaskId, client, db, migrate};
 use postgres::Client;
 use serde_json::{Map, Value, json};
@@ -79,6 +79,9 @@ struct Load {
     /// Print one JSON object
     #[arg(long, global = true)]
     json: bool,
+    /// Of the Redis that workers of type redis use.
+    #[arg(skip)]
+    redis_url: Option<String>,
 }
 
 impl Load {
@@ -109,7 +112,16 @@ impl Load {
 
 pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure> {
     args.load.check()?;
-    let named = global.load()?.database_url;
+    let config = global.load()?;
+    let named = config.database_url;
+    let mut load = args.load.clone();
+    load.redis_url = config.redis_url;
+    let needs_redis = load.worker_type == WorkerType::Redis || matches!(args.what, What::All);
+    let private_redis = match load.redis_url {
+        None if needs_redis => Some(PrivateRedis::start()?),
+        _ => None,
+    };
+    load.redis_url = load.redis_url.or(private_redis.as_ref().map(PrivateRedis::url));
     let private = match named {
         Some(_) => None,
         None => Some(PrivatePostgres::start(&PostgresOptions {
@@ -124,10 +136,10 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure
     migrate::check(&mut client)?;
     refuse_real_work(&mut client)?;
     if let What::All = args.what {
-        return suite::run(&url, &mut client, &args.load);
+        return suite::run(&url, &mut client, &load);
     }
-    let figures = measure(args.what, &url, &mut client, &args.load)?;
-    print(&figures, args.load.json)?;
+    let figures = measure(args.what, &url, &mut client, &load)?;
+    print(&figures, load.json)?;
     let sound = figures.get("violations") == Some(&json!(0));
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

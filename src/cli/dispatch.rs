@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use millhand::{Error, NewTask, TaskId, TaskState, client};
+use millhand::{Error, NewTask, TaskId, TaskState, Waker, client};
 use postgres::Client;
 use serde_json::{Value, json};
 
@@ -85,6 +85,7 @@ fn parse(place: &str, text: &str) -> Result<Value, Error> {
 fn dispatch_one(global: &Global, task: &NewTask, args: &DispatchArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand dispatch")?;
     let id = client::dispatch(&mut connection, task)?;
+    global.tell_workers(&mut connection, Waker::wake);
     print_id(&mut io::stdout().lock(), id, args.json)?;
     if args.wait { wait_for_end(&mut connection, id, args.json) } else { Ok(ExitCode::SUCCESS) }
 }
@@ -115,6 +116,7 @@ fn dispatch_stdin(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Fail
     let lines = read_tasks(io::stdin().lock())?;
     let mut connection = global.connect("millhand dispatch")?;
     let ids = dispatch_all(&mut connection, &lines)?;
+    global.tell_workers(&mut connection, Waker::wake);
     let mut out = io::BufWriter::new(io::stdout().lock());
     for id in ids {
         print_id(&mut out, id, args.json)?;

@@ -178,15 +178,25 @@ fn show(global: &Global, args: &ShowArgs) -> Result<ExitCode, Failure> {
 fn cancel(global: &Global, args: &CancelArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task cancel")?;
     let mut code = ExitCode::SUCCESS;
+    let mut canceled = Vec::new();
     for &id in &args.ids {
         match cancel_one(&mut connection, id) {
-            Ok(state) => writeln!(io::stdout(), "{id} {state}")?,
+            Ok(state) => {
+                canceled.push(id);
+                writeln!(io::stdout(), "{id} {state}")?;
+            }
             Err(error @ (Error::NotFound(_) | Error::Conflict(_))) => {
                 complain(&error::chain(&error));
                 code = ExitCode::FAILURE;
             }
             Err(error) => return Err(error.into()),
         }
+    }
+    if !canceled.is_empty() {
+        global.tell_workers(&mut connection, |waker| {
+            // What waited behind one that had not started may start.
+            canceled.iter().try_for_each(|id| waker.cancel(*id)).and_then(|()| waker.wake())
+        });
     }
     Ok(code)
 }

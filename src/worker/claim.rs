@@ -3,6 +3,7 @@
 //! A process has one `BackEnd`; each of its threads has `Claims` from it.
 
 pub(crate) mod postgres;
+pub(crate) mod redis;
 
 use std::sync::Arc;
 
@@ -96,6 +97,9 @@ pub(crate) trait BackEnd: Send + Sync {
 
     /// How many turns were begun so far.
     fn n_turns(&self) -> u64;
+
+    /// Workers that are missing have just been settled, if there were any.
+    fn swept(&self);
 }
 
 /// A worker's hold on the lock back end, under one worker id. Dropping it lets

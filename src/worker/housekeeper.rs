@@ -14,9 +14,7 @@ use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
 
-/// How often a process looks for what it may have missed.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often while tasks end by the hundred: looks walk over the remains of all
+/// How often a process looks for what it may have missed while tasks end by the hundred: looks walk over the remains of all
 /// that has ended since the last poll but one, if they cannot be cleaned away.
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const BUSY_TURNS: u64 = 100;
@@ -84,7 +82,8 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         } else {
             let turns_before = std::mem::replace(&mut n_turns, shared.back_end.n_turns());
             let is_busy = n_turns - turns_before > BUSY_TURNS;
-            let interval = if is_busy { BUSY_POLL_INTERVAL } else { POLL_INTERVAL };
+            let interval = shared.poll_interval;
+            let interval = if is_busy { interval.min(BUSY_POLL_INTERVAL) } else { interval };
             // Who has just come need not wait for long.
             shared.pause_unless(interval, || shared.has_fresh_leases());
         }
@@ -126,6 +125,7 @@ impl Housekeeper<'_> {
                     .client
                     .execute(&session.sweep, &[])
                     .map_err(|error| Error::postgres("could not sweep missing workers", error))?;
+                self.shared.back_end.swept();
             }
         }
         self.poll(session)

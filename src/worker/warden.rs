@@ -29,7 +29,6 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -51,8 +50,8 @@ pub(crate) struct Warden {
     program: Vec<OsString>,
     process: String,
     ttl: Duration,
-    url: String,
-    working_directory: PathBuf,
+    /// What it needs to know besides, in its environment.
+    settings: Vec<(&'static str, OsString)>,
     link: Mutex<Link>,
     /// Notified when the warden gets ready, and at the end.
     changed: Condvar,
@@ -77,8 +76,7 @@ impl Warden {
         program: Vec<OsString>,
         process: String,
         ttl: Duration,
-        url: String,
-        working_directory: PathBuf,
+        settings: Vec<(&'static str, OsString)>,
     ) -> Result<Arc<Warden>, Error> {
         let link = Link {
             pipe: None,
@@ -92,8 +90,7 @@ impl Warden {
             program,
             process,
             ttl,
-            url,
-            working_directory,
+            settings,
             link: Mutex::new(link),
             changed: Condvar::new(),
         });
@@ -160,9 +157,9 @@ impl Warden {
         let program = &self.program[0];
         let mut child = Command::new(program)
             .args(&self.program[1..])
-            .env("MILLHAND_DATABASE_URL", &self.url)
+            .env_remove("MILLHAND_REDIS_URL")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .env("MILLHAND_WARDEN_OF", &self.process)
-            .env("MILLHAND_WORKING_DIRECTORY", &self.working_directory)
             .env("MILLHAND_TTL", format!("{}ms", self.ttl.as_millis()))
             // Its own group: a terminal's Ctrl-C is not for it.
             .process_group(0)
@@ -288,8 +285,7 @@ mod tests {
             program: vec!["sleep".into(), "30".into()],
             process: String::new(),
             ttl: Duration::ZERO,
-            url: String::new(),
-            working_directory: PathBuf::new(),
+            settings: Vec::new(),
             link: Mutex::new(Link {
                 pipe: None,
                 reader: None,

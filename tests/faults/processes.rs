@@ -228,10 +228,11 @@ fn a_warden_that_cannot_be_started_is_tried_again() {
     }
 }
 
-/// Only the session that holds the locks is cut; the worker's process lives.
+/// Only the session that holds the locks is cut; the worker's process lives. (Where
+/// no session holds them, there is none to be cut.)
 #[test]
 fn a_cut_off_workers_command_is_dead_before_its_resource_is_free() {
-    for worker_type in WORKER_TYPES {
+    for worker_type in WORKER_TYPES.into_iter().filter(|name| *name != "redis") {
         let database = Database::new();
         let workshop = workshop(&database);
         let first = workshop.worker(worker_type, &[]);

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server};
 use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
+use crate::support::redis::{Redis, start_redis};
 use crate::support::session::{Session, Turn};
 use crate::support::{SOON, WORKER_TYPES, wait_until};
 
@@ -39,17 +40,30 @@ fn sessions(database: &Database, purpose: &str) -> Vec<i32> {
 #[test]
 fn a_listener_that_is_cut_off_listens_again() {
     const LISTENER: &str = "millhand listener";
+    let redis = start_redis();
     for worker_type in WORKER_TYPES {
         let database = Database::new();
-        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let workshop = Workshop::with_redis(&database, Redis::of(&redis), GATE_HANDLERS);
         let worker = workshop.worker(worker_type, &["--threads", "2"]);
         let running = database.dispatch(&gate_task(&workshop, "gate", "never"));
         database.wait_for_state(running, TaskState::Running);
         let before = sessions(&database, LISTENER);
-        assert_eq!(database.terminate(&format!("application_name = '{LISTENER}'")), 1);
+        if worker_type == "redis" {
+            assert_eq!(workshop.redis.n_listeners(), 1);
+            workshop.redis.kill_clients("pubsub");
+        } else {
+            assert_eq!(database.terminate(&format!("application_name = '{LISTENER}'")), 1);
+        }
         // Dispatched while nobody listens: found all the same.
         let next = database.dispatch(&NewTask::new("millhand.noop"));
-        wait_for_another(&database, LISTENER, &before);
+        if worker_type == "redis" {
+            wait_until(&database, "it listens again", SOON, || {
+                let n = workshop.redis.n_listeners();
+                if n == 1 { Ok(()) } else { Err((n, worker.stderr())) }
+            });
+        } else {
+            wait_for_another(&database, LISTENER, &before);
+        }
         database.wait_for_state(next, TaskState::Completed);
         let next = database.dispatch(&NewTask::new("millhand.noop"));
         database.wait_for_state(next, TaskState::Completed);
@@ -364,16 +378,21 @@ fn a_worker_that_comes_back_looks_from_the_beginning() {
                 &[],
             )
             .unwrap();
-        assert_eq!(database.terminate("application_name LIKE 'millhand worker %'"), 1);
+        assert_eq!(database.terminate("application_name LIKE 'millhand worker%'"), 1);
         workshop.open_gate("a");
-        wait_until(&database, "its thread has come back", SOON, || {
-            let now = workers(&mut connection);
-            if matches!(now[..], [(id, _)] if id != before) { Ok(()) } else { Err(now) }
-        });
+        if worker_type != "redis" {
+            wait_until(&database, "its thread has come back", SOON, || {
+                let now = workers(&mut connection);
+                if matches!(now[..], [(id, _)] if id != before) { Ok(()) } else { Err(now) }
+            });
+        }
         assert_eq!(database.terminate(&format!("application_name = '{HOUSEKEEPER}'")), 1);
         kill_process(session, Signal::CONT).unwrap();
         database.wait_for_state(later, TaskState::Completed);
-        assert_eq!(database.task(gate).state, TaskState::Failed);
+        // A claim that is in the lost session is lost.
+        let expected =
+            if worker_type == "redis" { TaskState::Completed } else { TaskState::Failed };
+        assert_eq!(database.task(gate).state, expected);
         worker.stop(Signal::TERM);
         // The oracle knows the order.
         assert_clean(&database, &workshop);

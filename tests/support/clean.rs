@@ -29,6 +29,7 @@ pub(crate) fn assert_clean(database: &Database, workshop: &Workshop) {
                 n => left.push(format!("{n} {what}")),
             }
         }
+        left.extend(workshop.redis.keys().into_iter().map(|key| format!("key {key}")));
         left.extend(workshop.processes().into_iter().map(|process| format!("process {process}")));
         for entry in fs::read_dir(workshop.work()).unwrap().flatten() {
             left.push(format!("directory {}", entry.path().display()));

@@ -7,6 +7,7 @@ pub(crate) mod clean;
 pub(crate) mod database;
 pub(crate) mod oracle;
 pub(crate) mod process;
+pub(crate) mod redis;
 pub(crate) mod scenario;
 pub(crate) mod session;
 
@@ -21,7 +22,7 @@ use database::Database;
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Every worker type that is under test. What is tested for one holds for all.
-pub(crate) const WORKER_TYPES: [&str; 1] = ["postgres"];
+pub(crate) const WORKER_TYPES: [&str; 2] = ["postgres", "redis"];
 
 /// Looks until it finds what it looks for, or returns what it saw last.
 pub(crate) fn look_until<T, V>(

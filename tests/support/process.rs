@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::database::Database;
+use super::redis::Redis;
 
 /// In the environment of all that a test starts, so that what is left of it can
 /// be found.
@@ -23,19 +24,25 @@ pub(crate) struct Workshop {
     folder: TempDir,
     marker: String,
     url: String,
+    pub(crate) redis: Redis,
 }
 
 impl Workshop {
     /// `handlers` is TOML that follows the settings, such as
     /// `[handlers.x] \n command = ["true"]`.
     pub(crate) fn new(database: &Database, handlers: &str) -> Workshop {
+        Workshop::with_redis(database, Redis::new(), handlers)
+    }
+
+    /// With a Redis of its own.
+    pub(crate) fn with_redis(database: &Database, redis: Redis, handlers: &str) -> Workshop {
         let folder = TempDir::with_prefix("millhand-test-").unwrap();
         fs::create_dir(folder.path().join("work")).unwrap();
         let work = folder.path().join("work").display().to_string();
         let config = format!("working_directory = {work:?}\n{handlers}\n");
         fs::write(folder.path().join("millhand.toml"), config).unwrap();
         let marker = format!("{:016x}", super::random());
-        Workshop { folder, marker, url: database.url() }
+        Workshop { folder, marker, url: database.url(), redis }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -51,9 +58,15 @@ impl Workshop {
     /// environment.
     pub(crate) fn millhand<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = millhand(args);
+        if command.get_args().any(|arg| arg == "redis") {
+            // Tests dispatch and cancel through SQL: nobody tells these workers.
+            command.env("MILLHAND_POLL_INTERVAL", "20ms");
+        }
         command
             .env("MILLHAND_CONFIG", self.folder.path().join("millhand.toml"))
             .env("MILLHAND_DATABASE_URL", &self.url)
+            .env("MILLHAND_REDIS_URL", &self.redis.url)
+            .env("MILLHAND_REDIS_PREFIX", &self.redis.prefix)
             .env(MARKER, &self.marker);
         command
     }

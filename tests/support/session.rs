@@ -55,7 +55,17 @@ impl Session {
         let worker = connection
             .query_one(
                 include_str!("../../sql/queries/register_worker.sql"),
-                &[&name, &"postgres", &name, &"h", &1_i32, &hour, &None::<i64>, &None::<i64>],
+                &[
+                    &name,
+                    &"postgres",
+                    &name,
+                    &"h",
+                    &1_i32,
+                    &hour,
+                    &None::<&str>,
+                    &None::<i64>,
+                    &None::<i64>,
+                ],
             )
             .unwrap()
             .get(0);

@@ -54,6 +54,7 @@ impl Fleet {
                 .arg("--config")
                 .arg(config.path())
                 .env("MILLHAND_DATABASE_URL", url)
+                .envs(load.redis_url.iter().map(|url| ("MILLHAND_REDIS_URL", url)))
                 .env("RUST_LOG", "warn")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())

@@ -15,7 +15,7 @@ use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
-use crate::worker::{LOOK, Shared, Shutdown};
+use crate::worker::{LOOK, Shared, Shutdown, Sight};
 use crate::{client, db};
 use crew::{Crew, Found, Plan, Rest};
 
@@ -45,7 +45,8 @@ impl BackEnd for PostgresBackEnd {
         client
             .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
             .map_err(fail)?;
-        let worker = shared.register(&mut client, name, "postgres", previous).map_err(fail)?;
+        let worker =
+            shared.register(&mut client, name, "postgres", None, previous).map_err(fail)?;
         let statement =
             client.prepare(include_str!("../../../sql/queries/next_task.sql")).map_err(fail)?;
         Ok(Box::new(PostgresClaims {
@@ -91,6 +92,10 @@ impl BackEnd for PostgresBackEnd {
     fn n_turns(&self) -> u64 {
         self.crew.n_turns()
     }
+
+    fn swept(&self) {
+        // Their locks went with their sessions.
+    }
 }
 
 struct PostgresClaims<'a> {
@@ -110,7 +115,7 @@ impl PostgresClaims<'_> {
         &mut self,
         ended: Option<&Ended>,
         wanted: bool,
-        sight: &crate::worker::Sight,
+        sight: &Sight,
         plan: Plan,
     ) -> Result<Option<(Option<Claimed>, Found)>, Error> {
         let outcome = ended.map(|ended| &ended.outcome);

@@ -11,8 +11,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::unavailable;
+use crate::config::Config;
 use crate::db;
 use crate::error::Error;
+use crate::lock_store::{Link, LockStore, abandoned};
 use crate::worker::lease::LEASE_SHARE;
 
 /// What the warden process does: reads `MILLHAND_WARDEN_OF`, the ttl and the
@@ -42,7 +44,8 @@ pub fn run() -> Result<(), Error> {
         return Ok(());
     }
     kill_all(&process, &groups);
-    let settled = settle(&process, ttl);
+    let deadline = Instant::now() + ttl;
+    let settled = settle(&process, deadline).and_then(|()| release(deadline));
     remove_directories(&process);
     settled
 }
@@ -188,9 +191,8 @@ fn remove_directories(process: &str) {
 
 /// Ends the tasks of the dead worker in the table. Tries for as long as nobody
 /// else would do it.
-fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
+fn settle(process: &str, deadline: Instant) -> Result<(), Error> {
     let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
-    let deadline = Instant::now() + ttl;
     let mut pause = Duration::from_millis(50);
     loop {
         let settled = db::connect(&url, "millhand warden").and_then(|mut client| {
@@ -215,6 +217,30 @@ fn settle(process: &str, ttl: Duration) -> Result<(), Error> {
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Lets go of locks in a lock store whose owners are gone from the table, as these
+/// workers are now. Should that fail, the next worker's audit does it.
+fn release(deadline: Instant) -> Result<(), Error> {
+    let redis_url = std::env::var("MILLHAND_REDIS_URL").ok();
+    let Ok(redis_prefix) = std::env::var("MILLHAND_REDIS_PREFIX") else { return Ok(()) };
+    let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
+    let config = Config { redis_url, redis_prefix, ..Config::default() };
+    let mut link = Link::new(Arc::new(LockStore::new(&config)?));
+    loop {
+        let released = link.registry().and_then(|locks| {
+            let gone = abandoned(&mut db::connect(&url, "millhand warden")?, locks)?;
+            // Others may wait for what these workers had, and see only now that it has
+            // ended.
+            link.release(&gone, true)
+        });
+        match released {
+            Err(error) if error.is_unavailable() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            other => return other,
+        }
     }
 }
 

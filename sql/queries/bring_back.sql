@@ -1,0 +1,1 @@
+SELECT millhand.bring_back($1::text[])

@@ -1,0 +1,2 @@
+-- Whether there are workers that hear through the lock store.
+SELECT EXISTS (SELECT FROM millhand.worker WHERE lock_owner IS NOT NULL)

@@ -1,0 +1,303 @@
+//! Worker type `redis`: locks in a lock store, truth in Postgres, where nothing but
+//! rows is read and written.
+//!
+//! | | |
+//! |---|---|
+//! | `desk.rs` | one worker takes a turn for all that are idle or have ended a task |
+//! | `turn.rs` | the turn: look, locks, one transaction, release |
+//! | `look.rs` | which tasks of a look may start |
+//! | `sessions.rs` | the pool of Postgres sessions |
+//!
+//! A session may end at any moment without a claim being lost: the worker is who its
+//! row says it is for as long as its lease holds.
+
+mod desk;
+mod look;
+mod sessions;
+mod turn;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{BackEnd, Claims, Ended, Previous, Turn};
+use crate::client;
+use crate::config::Config;
+use crate::error::Error;
+use crate::lock_store::{Link, Lock, LockStore};
+use crate::task::{NewTask, TaskId};
+use crate::worker::inbox::{Event, Inbox, Mailbox};
+use crate::worker::{LOOK, Shared, Shutdown, random_token};
+use desk::{Answer, Desk, Hand};
+use sessions::Sessions;
+use turn::Leader;
+
+/// How often a silent connection is asked whether it is still there: messages are
+/// lost for no longer than that. They would be found by the safety poll.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pauses before an end that is held up is tried again: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LAST_PAUSE: Duration = Duration::from_millis(200);
+
+pub(crate) struct RedisBackEnd {
+    store: Arc<LockStore>,
+    sessions: Sessions,
+    desk: Desk,
+    ledger: Mutex<Ledger>,
+}
+
+/// What this process holds in the lock store, and the plans of its turns.
+#[derive(Default)]
+struct Ledger {
+    owners: HashSet<String>,
+    held: HashMap<TaskId, Held>,
+    /// Whether the store is to be compared with this.
+    audit: bool,
+    last_turn_was_vain: bool,
+    next_deep_look: Option<Instant>,
+}
+
+/// The locks of a task that runs here, or is about to.
+#[derive(Debug, Clone)]
+struct Held {
+    lock: Lock,
+    exclusive: Vec<String>,
+    shared: Vec<String>,
+}
+
+impl RedisBackEnd {
+    /// Connects once, to refuse a server that will not do.
+    pub(crate) fn new(config: &Config, mailboxes: Vec<Mailbox>) -> Result<RedisBackEnd, Error> {
+        let store = Arc::new(LockStore::new(config)?);
+        Link::new(store.clone()).check()?;
+        Ok(RedisBackEnd {
+            store,
+            sessions: Sessions::new(config.database_url()?, config.pool_size)?,
+            desk: Desk::new(mailboxes),
+            ledger: Mutex::new(Ledger { audit: true, ..Ledger::default() }),
+        })
+    }
+
+    fn is_own(&self, owner: &str) -> bool {
+        self.ledger().owners.contains(owner)
+    }
+
+    fn hold(&self, held: Held) {
+        self.ledger().held.insert(held.lock.task, held);
+    }
+
+    fn held(&self, id: TaskId) -> Option<Held> {
+        self.ledger().held.get(&id).cloned()
+    }
+
+    fn let_go(&self, id: TaskId) -> Option<Lock> {
+        self.ledger().held.remove(&id).map(|held| held.lock)
+    }
+
+    /// This owner is no more; what it held is returned.
+    fn forget(&self, owner: &str) -> Vec<Lock> {
+        let mut ledger = self.ledger();
+        ledger.owners.remove(owner);
+        let gone = ledger.held.extract_if(|_, held| held.lock.owner == owner);
+        gone.map(|(_, held)| held.lock).collect()
+    }
+
+    fn begin_audit(&self) -> bool {
+        std::mem::take(&mut self.ledger().audit)
+    }
+
+    fn want_audit(&self) {
+        self.ledger().audit = true;
+    }
+
+    /// Whether a turn is the first in a row of such as could not start what they had
+    /// the locks of.
+    fn is_first_vain_turn(&self, is_vain: bool) -> bool {
+        !std::mem::replace(&mut self.ledger().last_turn_was_vain, is_vain) && is_vain
+    }
+
+    fn may_look_deep(&self) -> bool {
+        self.ledger().next_deep_look.is_none_or(|at| at <= Instant::now())
+    }
+
+    fn looked_deep(&self, pause: Duration) {
+        self.ledger().next_deep_look = Some(Instant::now() + pause);
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server answers: whatever was missed can be made good.
+    fn is_back(&self) {
+        self.store.set_up(true);
+        self.want_audit();
+        self.ring();
+    }
+}
+
+impl BackEnd for RedisBackEnd {
+    fn open<'a>(
+        &'a self,
+        shared: &'a Shared,
+        index: usize,
+        name: &str,
+        previous: Option<Previous>,
+    ) -> Result<Box<dyn Claims + 'a>, Error> {
+        let owner = random_token()?;
+        let mut session = self.sessions.get_checked()?;
+        let worker =
+            shared.register(&mut session.client, name, "redis", Some(&owner), previous).map_err(
+                |error| Error::postgres(&format!("could not register worker {name}"), error),
+            )?;
+        drop(session);
+        self.ledger().owners.insert(owner.clone());
+        let hand = Hand { index, worker, owner };
+        let leader = Leader::new(shared, self);
+        Ok(Box::new(RedisClaims { hand, name: name.to_owned(), leader, in_doubt: false }))
+    }
+
+    fn ring(&self) {
+        self.desk.ring();
+    }
+
+    fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error> {
+        let mut connection = self.store.connect().inspect_err(|_| self.store.set_up(false))?;
+        let fail = |error: redis::RedisError| Error::Unavailable {
+            doing: format!("could not listen to Redis at {}", self.store.place()),
+            source: error.into(),
+        };
+        let mut messages = connection.as_pubsub();
+        messages.subscribe(&self.store.channels()[..]).map_err(fail)?;
+        messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
+        connected();
+        self.is_back();
+        let mut last_heard = Instant::now();
+        while !shared.has_ended() {
+            match messages.get_message() {
+                Ok(message) if self.store.is_cancel_channel(message.get_channel_name()) => {
+                    let text: String = message.get_payload().map_err(fail)?;
+                    if let Ok(id) = text.parse::<TaskId>() {
+                        shared.tell_all(Event::Cancel(id));
+                    }
+                }
+                Ok(_) => self.ring(),
+                Err(error) if error.is_timeout() => {
+                    let is_down = !self.store.is_up();
+                    if !is_down && last_heard.elapsed() < PING_INTERVAL {
+                        continue;
+                    }
+                    messages.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
+                    messages.ping::<redis::Value>().map_err(fail)?;
+                    messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
+                    if is_down {
+                        log::info!("Redis at {} is back", self.store.place());
+                        self.is_back();
+                    }
+                }
+                Err(error) => return Err(fail(error)),
+            }
+            last_heard = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn n_turns(&self) -> u64 {
+        self.desk.n_turns()
+    }
+
+    fn swept(&self) {
+        self.want_audit();
+        self.ring();
+    }
+}
+
+struct RedisClaims<'a> {
+    hand: Hand,
+    name: String,
+    leader: Leader<'a>,
+    /// Whether a turn failed that may have started a task for this worker.
+    in_doubt: bool,
+}
+
+impl Claims for RedisClaims<'_> {
+    fn worker(&self) -> i64 {
+        self.hand.worker
+    }
+
+    fn next_task(
+        &mut self,
+        inbox: &Inbox,
+        ended: Option<&Ended>,
+        wanted: bool,
+    ) -> Result<Turn, Error> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if inbox.is_lost() {
+                return Ok(Turn::Lost);
+            }
+            let (shared, back_end) = (self.leader.shared, self.leader.back_end);
+            let mut resting = || {
+                if shared.burst && back_end.desk.is_idle() {
+                    shared.control.stop(Shutdown::Drain);
+                }
+            };
+            let ended = ended.map(|ended| (ended, wanted));
+            let leader = &mut self.leader;
+            match back_end.desk.attend(&self.hand, inbox, ended, leader, &mut resting) {
+                Answer::Turn(turn) => return Ok(turn),
+                Answer::Failed(failure) => {
+                    self.in_doubt = failure.in_doubt;
+                    return Err(failure.error);
+                }
+                Answer::HeldUp => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn recover(&mut self) -> bool {
+        !self.in_doubt
+    }
+
+    fn verify(&mut self) -> bool {
+        // The claim is in no session.
+        true
+    }
+
+    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error> {
+        let mut session = self.leader.back_end.sessions.get_checked()?;
+        client::set_progress(&mut session.client, self.hand.worker, id, progress)
+    }
+
+    fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error> {
+        let mut session = self.leader.back_end.sessions.get_checked()?;
+        let id = client::dispatch(&mut session.client, task)?;
+        drop(session);
+        self.leader.tell_of_work();
+        Ok(id)
+    }
+
+    fn leave(&mut self) -> Result<(), Error> {
+        let mut session = self.leader.back_end.sessions.get_checked()?;
+        session
+            .client
+            .execute(include_str!("../../../sql/queries/leave.sql"), &[&self.hand.worker])
+            .map_err(|error| {
+                Error::postgres(&format!("could not sign off worker {}", self.name), error)
+            })?;
+        Ok(())
+    }
+}
+
+impl Drop for RedisClaims<'_> {
+    fn drop(&mut self) {
+        self.leader.forget(&self.hand.owner);
+    }
+}

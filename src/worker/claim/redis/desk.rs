@@ -1,0 +1,360 @@
+//! Where the workers of a process meet: one of them takes a turn for all.
+//!
+//! A worker that has ended a task puts that on the desk, and one that is idle has a
+//! standing wish there. While a turn is under way, the next one gathers. Whoever
+//! *leads* a turn takes all that is there, stores what has ended and starts tasks for
+//! as many workers as it can; each of them is told by its mailbox. Then somebody
+//! who still waits leads the next turn, if there is a reason for one:
+//!
+//! - tasks have ended meanwhile;
+//! - somebody rang, or more could start than there were workers;
+//! - the last turn ended tasks, and workers are idle. Its look came before its own
+//!   commit, so of two processes that end tasks at once neither may have seen the
+//!   other's end. A look after the commit, and after the locks are let go, is at
+//!   least for the later of the two one that sees both.
+//!
+//! So no task waits for a busy worker while another one is idle, and nobody polls.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::{self, Error};
+use crate::worker::claim::{Ended, Turn};
+use crate::worker::inbox::{Event, Inbox, Mailbox};
+
+/// Who a thread is at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hand {
+    pub(super) index: usize,
+    pub(super) worker: i64,
+    /// The owner of its locks.
+    pub(super) owner: String,
+}
+
+/// A task that has ended, and who ran it.
+pub(super) struct End {
+    pub(super) hand: Hand,
+    pub(super) ended: Ended,
+    /// Whether the worker goes on.
+    pub(super) wanted: bool,
+}
+
+/// What a turn is about.
+pub(super) struct Joint {
+    pub(super) ends: Vec<End>,
+    /// The one to be given a task first, first.
+    pub(super) idle: Vec<Hand>,
+}
+
+impl Joint {
+    /// Whom to give tasks to: first those who are awake.
+    pub(super) fn hands(&self) -> impl Iterator<Item = &Hand> {
+        self.ends.iter().filter(|end| end.wanted).map(|end| &end.hand).chain(&self.idle)
+    }
+}
+
+/// What became of an end.
+#[derive(Debug)]
+pub(super) enum Fate {
+    Stored,
+    /// Somebody keeps the task's row locked: try again.
+    HeldUp,
+    NotOwned,
+    Failed(Failure),
+}
+
+/// Why a turn could not store an end.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    /// Whether it may have been stored nevertheless.
+    pub(super) in_doubt: bool,
+}
+
+/// What came of a turn.
+pub(super) struct Done {
+    /// In the order of [`Joint::ends`].
+    pub(super) fates: Vec<Fate>,
+    /// Who has a task now, or, after a failure, perhaps has one.
+    pub(super) started: Vec<(usize, Answer)>,
+    /// Whether it saw all that there was to see.
+    pub(super) conclusive: bool,
+    /// Whether more could start.
+    pub(super) again: bool,
+}
+
+/// Does what a turn is about.
+pub(super) trait Lead {
+    /// Stores and starts. When this returns, all is committed.
+    fn take_turn(&mut self, joint: &Joint) -> Done;
+
+    /// Lets go of the locks of what has ended; the workers have been told already.
+    fn tidy_up(&mut self);
+}
+
+/// What a worker gets.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Turn(Turn),
+    HeldUp,
+    Failed(Failure),
+}
+
+enum Seat {
+    /// Not at the desk.
+    Away,
+    /// Has put down an end, which is or will be in a turn.
+    Waiting,
+    /// Has a standing wish.
+    Idle,
+    /// Its wish is in the turn under way.
+    InTurn,
+    Answered(Answer),
+}
+
+struct State {
+    seats: Vec<Seat>,
+    /// Told to lead.
+    called: Vec<bool>,
+    /// Has been told something that it can act on only when it is idle.
+    restless: Vec<bool>,
+    ends: Vec<End>,
+    /// The last to have come last: it is the most likely to be awake.
+    idle: Vec<Hand>,
+    /// Whether somebody leads, or was called to.
+    under_way: bool,
+    /// Whether there is a reason to look.
+    reason: bool,
+    conclusive: bool,
+    n_turns: u64,
+}
+
+pub(super) struct Desk {
+    mailboxes: Vec<Mailbox>,
+    state: Mutex<State>,
+}
+
+impl Desk {
+    pub(super) fn new(mailboxes: Vec<Mailbox>) -> Desk {
+        let n = mailboxes.len();
+        Desk {
+            mailboxes,
+            state: Mutex::new(State {
+                seats: (0..n).map(|_| Seat::Away).collect(),
+                called: vec![false; n],
+                restless: vec![false; n],
+                ends: Vec::new(),
+                idle: Vec::new(),
+                under_way: false,
+                reason: true,
+                conclusive: false,
+                n_turns: 0,
+            }),
+        }
+    }
+
+    /// There may be work.
+    pub(super) fn ring(&self) {
+        let mut state = self.lock();
+        state.reason = true;
+        if !state.under_way
+            && let Some(index) = state.idle.last().map(|hand| hand.index)
+        {
+            state.under_way = true;
+            self.call(&mut state, index);
+        }
+    }
+
+    pub(super) fn n_turns(&self) -> u64 {
+        self.lock().n_turns
+    }
+
+    /// Whether every worker is idle, and will be: with `--burst`, the end.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.idle.len() == state.seats.len()
+            && state.conclusive
+            && !state.under_way
+            && !state.reason
+    }
+
+    /// Puts an end on the desk, or a wish, and waits for what comes of it; leads
+    /// turns when it is this worker's turn to. With news in the inbox a wish is taken
+    /// back. `resting` is called before each wait.
+    pub(super) fn attend(
+        &self,
+        hand: &Hand,
+        inbox: &Inbox,
+        ended: Option<(&Ended, bool)>,
+        lead: &mut dyn Lead,
+        resting: &mut dyn FnMut(),
+    ) -> Answer {
+        let index = hand.index;
+        let mut leads = {
+            let mut state = self.lock();
+            match ended {
+                Some((ended, wanted)) => {
+                    state.seats[index] = Seat::Waiting;
+                    state.ends.push(End { hand: hand.clone(), ended: ended.clone(), wanted });
+                }
+                None => state.sit_down(hand.clone()),
+            }
+            !state.under_way && state.begin()
+        };
+        loop {
+            if leads {
+                self.lead(index, inbox, lead);
+            }
+            let has_news = inbox.is_draining() || inbox.is_lost();
+            {
+                let mut state = self.lock();
+                leads = std::mem::take(&mut state.called[index]);
+                state.restless[index] = has_news;
+                match std::mem::replace(&mut state.seats[index], Seat::Away) {
+                    Seat::Answered(answer) => return answer,
+                    Seat::Idle if has_news && !leads => {
+                        state.idle.retain(|idle| idle.index != index);
+                        return Answer::Turn(Turn::Nothing);
+                    }
+                    seat => state.seats[index] = seat,
+                }
+            }
+            if !leads {
+                resting();
+                inbox.wait();
+            }
+        }
+    }
+
+    /// Leads turns until there is no reason for another one, or somebody else does.
+    fn lead(&self, index: usize, inbox: &Inbox, lead: &mut dyn Lead) {
+        loop {
+            let joint = self.lock().gather(index);
+            let Done { fates, mut started, conclusive, again } = lead.take_turn(&joint);
+            let mut told = Vec::new();
+            {
+                let mut state = self.lock();
+                let mut take = |index: usize| {
+                    let place = started.iter().position(|(of, _)| *of == index)?;
+                    Some(started.swap_remove(place).1)
+                };
+                let has_ended = fates.iter().any(|fate| matches!(fate, Fate::Stored));
+                for (end, fate) in joint.ends.into_iter().zip(fates) {
+                    let answer = match fate {
+                        Fate::Stored => match take(end.hand.index) {
+                            None if end.wanted => {
+                                told.extend(state.rest(end.hand));
+                                continue;
+                            }
+                            None => Answer::Turn(Turn::Nothing),
+                            Some(task) => task,
+                        },
+                        Fate::HeldUp => Answer::HeldUp,
+                        Fate::NotOwned => Answer::Turn(Turn::NotOwned),
+                        Fate::Failed(failure) => Answer::Failed(failure),
+                    };
+                    state.seats[end.hand.index] = Seat::Answered(answer);
+                    told.push(end.hand.index);
+                }
+                // The first to be called next time last.
+                for hand in joint.idle.into_iter().rev() {
+                    match take(hand.index) {
+                        Some(answer) => {
+                            told.push(hand.index);
+                            state.seats[hand.index] = Seat::Answered(answer);
+                        }
+                        None => told.extend(state.rest(hand)),
+                    }
+                }
+                state.conclusive = conclusive;
+                state.reason |= again || has_ended && !state.idle.is_empty();
+            }
+            for told in told.into_iter().filter(|told| *told != index) {
+                self.mailboxes[told].send(Event::Wakeup);
+            }
+            lead.tidy_up();
+            let mut state = self.lock();
+            if !state.begin() {
+                return;
+            }
+            let waits = !matches!(state.seats[index], Seat::Answered(_));
+            let has_news = inbox.is_draining() || inbox.is_lost();
+            if waits && !has_news {
+                continue;
+            }
+            let others = state.idle.iter().rev().map(|hand| hand.index);
+            let others = state.ends.iter().map(|end| end.hand.index).chain(others);
+            match { others }.find(|other| *other != index) {
+                Some(other) => return self.call(&mut state, other),
+                None if waits => {}
+                None => {
+                    state.under_way = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn call(&self, state: &mut State, index: usize) {
+        state.called[index] = true;
+        self.mailboxes[index].send(Event::Wakeup);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn sit_down(&mut self, hand: Hand) {
+        self.seats[hand.index] = Seat::Idle;
+        self.idle.push(hand);
+    }
+
+    /// The same; to be told if it waits for that.
+    fn rest(&mut self, hand: Hand) -> Option<usize> {
+        let index = hand.index;
+        self.sit_down(hand);
+        self.restless[index].then_some(index)
+    }
+
+    /// Whether there is a reason for a turn, which is under way then.
+    fn begin(&mut self) -> bool {
+        self.under_way = !self.ends.is_empty() || self.reason && !self.idle.is_empty();
+        self.under_way
+    }
+
+    /// All that is on the desk, the leader's own first: nobody has to be woken for it.
+    fn gather(&mut self, leader: usize) -> Joint {
+        self.n_turns += 1;
+        self.reason = false;
+        let mut ends = std::mem::take(&mut self.ends);
+        let mut idle = std::mem::take(&mut self.idle);
+        idle.reverse();
+        ends.sort_by_key(|end| end.hand.index != leader);
+        idle.sort_by_key(|hand| hand.index != leader);
+        for hand in &idle {
+            self.seats[hand.index] = Seat::InTurn;
+        }
+        Joint { ends, idle }
+    }
+}
+
+impl Failure {
+    /// The same for another worker.
+    pub(super) fn copy(&self) -> Failure {
+        let said = |source: &(dyn std::error::Error + 'static)| error::chain(source);
+        let error = match &self.error {
+            Error::Config(text) => Error::Config(text.clone()),
+            Error::Schema(text) => Error::Schema(text.clone()),
+            Error::Conflict(text) => Error::Conflict(text.clone()),
+            Error::NotFound(text) => Error::NotFound(text.clone()),
+            Error::Unavailable { doing, source } => {
+                Error::Unavailable { doing: doing.clone(), source: said(&**source).into() }
+            }
+            Error::Bug { doing, source } => {
+                Error::Bug { doing: doing.clone(), source: said(&**source).into() }
+            }
+        };
+        Failure { error, in_doubt: self.in_doubt }
+    }
+}

@@ -1,0 +1,482 @@
+//! A turn of several workers: look, locks, one transaction, and then the locks of
+//! what has ended.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use postgres::error::DbError;
+use postgres::{Client, Row};
+use r2d2::PooledConnection;
+
+use super::desk::{Answer, Done, End, Failure, Fate, Hand, Joint, Lead};
+use super::look::{PassedOn, Seen, choose};
+use super::sessions::{Manager, Session};
+use super::{Held, RedisBackEnd};
+use crate::error::{self, Error};
+use crate::lock_store::{Link, Lock, Wanted, abandoned, needs};
+use crate::task::TaskId;
+use crate::worker::claim::{Claimed, Turn};
+use crate::worker::{Shared, Sight};
+
+/// How many tasks a look shows: at first, as many as are likely to be enough, and
+/// then all up to a number beyond which those that are blocked are parked.
+const PAGE: usize = 20;
+const PAGE_FOR_EACH: usize = 3;
+const DEEP_PAGE: usize = 1000;
+/// What a deep look passes over beyond this place is parked.
+const KEPT_IN_SIGHT: usize = 100;
+/// A deep look beside tasks that end may take this part of the time.
+const DEEP_SHARE: u32 = 10;
+/// How many more tasks are tried than there are workers, in case that others have
+/// some of them, before all the rest is.
+const SPARE: usize = 4;
+/// How often a turn asks for locks while it finds another epoch each time.
+const MAX_EPOCHS: usize = 3;
+
+/// One thread's means to take turns.
+pub(super) struct Leader<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) back_end: &'a RedisBackEnd,
+    link: Link,
+    to_release: Vec<Lock>,
+    /// Whether other processes should look.
+    wake: bool,
+}
+
+/// What a look showed and what may start of it.
+#[derive(Default)]
+struct Found {
+    seen: Vec<Seen>,
+    free: Vec<usize>,
+    /// Whether the look went as far as it had to.
+    conclusive: bool,
+    /// Whether another look would show more.
+    unfinished: bool,
+}
+
+impl<'a> Leader<'a> {
+    pub(super) fn new(shared: &'a Shared, back_end: &'a RedisBackEnd) -> Leader<'a> {
+        let link = Link::new(back_end.store.clone());
+        Leader { shared, back_end, link, to_release: Vec::new(), wake: false }
+    }
+
+    /// Gives up what this owner still holds.
+    pub(super) fn forget(&mut self, owner: &str) {
+        let held = self.back_end.forget(owner);
+        self.release(&held);
+    }
+
+    /// There is a task that was not there before.
+    pub(super) fn tell_of_work(&mut self) {
+        self.back_end.desk.ring();
+        self.wake = true;
+        self.release(&[]);
+    }
+
+    fn release(&mut self, locks: &[Lock]) {
+        let wake = std::mem::take(&mut self.wake);
+        if !self.back_end.store.is_up() {
+            // The audit finds them when it is back.
+            return;
+        }
+        if let Err(error) = self.link.release(locks, wake) {
+            self.is_down(&error);
+        }
+    }
+
+    /// Nothing can be started now; the listener finds out when it is back.
+    fn is_down(&self, error: &Error) {
+        if self.back_end.store.is_up() {
+            log::warn!("{}; nothing new is started until it is back", error::chain(error));
+        }
+        self.back_end.store.set_up(false);
+    }
+
+    /// A session, and what a look on it shows; one that was cut meanwhile is
+    /// replaced.
+    fn look(
+        &mut self,
+        joint: &Joint,
+        n: usize,
+    ) -> Result<(PooledConnection<Manager>, Found), Error> {
+        loop {
+            let mut session = self.back_end.sessions.get()?;
+            let found = if n == 0 {
+                session.client.simple_query("").map(|_| Found::default())
+            } else {
+                self.find(&mut session, joint, n)
+            };
+            match found {
+                Ok(found) => return Ok((session, found)),
+                Err(_) if session.client.is_closed() => {
+                    // Perhaps it is another server that answers next.
+                    self.shared.set_sight(Sight::default());
+                }
+                Err(error) => return Err(Error::postgres("could not look for a task", error)),
+            }
+        }
+    }
+
+    /// Looks until it has found `n` tasks that may start, or all that there are.
+    fn find(
+        &mut self,
+        session: &mut Session,
+        joint: &Joint,
+        n: usize,
+    ) -> Result<Found, postgres::Error> {
+        let sight = self.shared.sight();
+        let ending: HashSet<TaskId> = joint.ends.iter().map(|end| end.ended.id).collect();
+        let handlers = &self.shared.handlers;
+        let mut page = PAGE + PAGE_FOR_EACH * n;
+        let mut brought_back = false;
+        let began = Instant::now();
+        loop {
+            let limit = (page + ending.len()) as i64;
+            let rows = session
+                .client
+                .query(&session.look, &[&sight.low, &sight.stragglers, &limit, handlers])?;
+            let may_come_back = rows.first().is_some_and(|row| row.get("may_come_back"));
+            if may_come_back && !std::mem::replace(&mut brought_back, true) {
+                let bring_back = include_str!("../../../../sql/queries/bring_back.sql");
+                session.client.execute(bring_back, &[handlers])?;
+                continue;
+            }
+            let mut seen: Vec<Seen> = rows.iter().filter_map(read_seen).collect();
+            seen.sort_by_key(|task| task.position);
+            let choice = choose(&seen, &ending, handlers);
+            let is_all = rows.len() < limit as usize;
+            let is_enough = choice.free.len() >= n;
+            let may_look_deep = joint.ends.is_empty() || self.back_end.may_look_deep();
+            if is_enough || is_all && seen.len() <= KEPT_IN_SIGHT || !may_look_deep {
+                // The first turn that ends nothing looks deep.
+                let conclusive = is_enough || is_all;
+                return Ok(Found { seen, free: choice.free, conclusive, unfinished: false });
+            }
+            if page < DEEP_PAGE && !is_all {
+                page = DEEP_PAGE;
+                continue;
+            }
+            // What is found again and again makes way for what is behind it.
+            let beyond = |places: Vec<usize>| -> Vec<i64> {
+                let far = places.into_iter().filter(|place| *place >= KEPT_IN_SIGHT);
+                far.map(|place| seen[place].id.0).collect()
+            };
+            let (blocked, foreign) = (beyond(choice.blocked), beyond(choice.foreign));
+            let park = include_str!("../../../../sql/queries/park.sql");
+            let row = session
+                .client
+                .query_one(park, &[&blocked, &foreign, &sight.low, &sight.stragglers])?;
+            let (parked, told): (bool, bool) = (row.get(0), row.get(1));
+            self.back_end.looked_deep(began.elapsed() * DEEP_SHARE);
+            // Others may have a handler, and have looked too early to see it there.
+            self.wake |= told;
+            let unfinished = !is_all && (parked || told);
+            return Ok(Found { seen, free: choice.free, conclusive: is_all, unfinished });
+        }
+    }
+
+    /// Takes the locks of what may start, for as many workers as there are.
+    fn acquire(
+        &mut self,
+        session: &mut Session,
+        joint: &Joint,
+        hands: &[&Hand],
+        found: &Found,
+    ) -> Result<Vec<Lock>, Error> {
+        let mut passed_on = PassedOn::default();
+        for end in &joint.ends {
+            if let Some(held) = self.back_end.held(end.ended.id) {
+                passed_on.add(end.ended.id, &held.exclusive, &held.shared);
+            }
+        }
+        let wanted = |place: &usize| {
+            let task = &found.seen[*place];
+            Wanted {
+                task: task.id,
+                needs: needs(&task.exclusive, &task.shared),
+                passed_on: passed_on.to(task),
+            }
+        };
+        let owners: Vec<&str> = hands.iter().map(|hand| hand.owner.as_str()).collect();
+        let mut got = Vec::new();
+        let (first, rest) = found.free.split_at(found.free.len().min(owners.len() + SPARE));
+        for places in [first, rest] {
+            if places.is_empty() || got.len() == owners.len() {
+                break;
+            }
+            let wanted: Vec<Wanted> = places.iter().map(wanted).collect();
+            got.extend(self.acquire_in_epoch(session, &owners[got.len()..], &wanted)?);
+        }
+        Ok(got)
+    }
+
+    fn acquire_in_epoch(
+        &mut self,
+        session: &mut Session,
+        owners: &[&str],
+        wanted: &[Wanted],
+    ) -> Result<Vec<Lock>, Error> {
+        for _ in 0..MAX_EPOCHS {
+            if let Some(got) = self.link.acquire(owners, wanted)? {
+                return Ok(got);
+            }
+            self.adopt_epoch(session)?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// The lock store is another one than this process knew, or has forgotten all:
+    /// somebody takes the locks of all that runs anew before anything else starts.
+    fn adopt_epoch(&mut self, session: &mut Session) -> Result<(), Error> {
+        let Err(found) = self.link.learn()? else { return Ok(()) };
+        log::info!("taking the locks of running tasks anew in {}", self.back_end.store.place());
+        let token = crate::worker::random_token()?;
+        let before = owned(session)?;
+        self.link.rebuild(&found, &token, &before)?;
+        // What ended in the meantime let go of its locks before they were taken.
+        let after = owned(session)?;
+        let gone: Vec<Lock> = before.into_iter().filter(|lock| !after.contains(lock)).collect();
+        self.link.release(&gone, false)
+    }
+
+    /// Lets go of what nobody holds any more: locks whose owner is gone from the
+    /// table, and what this process took, or let go, while answers were lost.
+    fn audit(&mut self, session: &mut Session) -> Result<(), Error> {
+        let registry = self.link.registry()?;
+        let (own, others): (Vec<Lock>, Vec<Lock>) =
+            registry.into_iter().partition(|lock| self.back_end.is_own(&lock.owner));
+        let mut gone: Vec<Lock> = own
+            .into_iter()
+            .filter(|lock| self.back_end.held(lock.task).is_none_or(|held| held.lock != *lock))
+            .collect();
+        gone.extend(abandoned(&mut session.client, others)?);
+        self.link.release(&gone, false)
+    }
+
+    /// The one transaction of a turn.
+    fn commit(
+        session: &mut Session,
+        ends: &[End],
+        got: &[Lock],
+        hands: &[&Hand],
+    ) -> Result<Committed, postgres::Error> {
+        let outcomes = || ends.iter().map(|end| &end.ended.outcome);
+        let rows = session.client.query(
+            &session.joint_turn,
+            &[
+                &ends.iter().map(|end| end.ended.id.0).collect::<Vec<_>>(),
+                &ends.iter().map(|end| end.hand.worker).collect::<Vec<_>>(),
+                &outcomes().map(|outcome| outcome.state()).collect::<Vec<_>>(),
+                &outcomes().map(|outcome| outcome.result.as_ref()).collect::<Vec<_>>(),
+                &outcomes().map(|outcome| outcome.error.as_ref()).collect::<Vec<_>>(),
+                &outcomes().map(|outcome| outcome.log.as_ref()).collect::<Vec<_>>(),
+                &got.iter().map(|lock| lock.task.0).collect::<Vec<_>>(),
+                &hands.iter().take(got.len()).map(|hand| hand.worker).collect::<Vec<_>>(),
+            ],
+        )?;
+        let mut committed = Committed::default();
+        for row in rows {
+            let id = TaskId(row.get("task_id"));
+            match row.get("what") {
+                "ended" => committed.ended.push(id),
+                "held up" => committed.held_up.push(id),
+                _ => committed.started.push(Claimed {
+                    id,
+                    name: row.get("task_name"),
+                    args: row.get("task_args"),
+                    fence: row.get("task_fence"),
+                    attempt: row.get("task_attempt"),
+                }),
+            }
+        }
+        Ok(committed)
+    }
+
+    /// Takes the turn; an error means that nothing was sent that changes anything.
+    fn try_turn(&mut self, joint: &Joint) -> Result<Done, Error> {
+        let hands: Vec<&Hand> = joint.hands().collect();
+        let is_up = self.back_end.store.is_up();
+        let n = if is_up { hands.len() } else { 0 };
+        let (mut session, found) = self.look(joint, n)?;
+        let mut conclusive = found.conclusive && is_up;
+        let mut got = Vec::new();
+        if is_up {
+            let audited = match self.back_end.begin_audit() {
+                true => self.audit(&mut session),
+                false => Ok(()),
+            };
+            let locked = audited.and_then(|()| match found.free.is_empty() {
+                true => Ok(Vec::new()),
+                false => self.acquire(&mut session, joint, &hands, &found),
+            });
+            match locked {
+                Ok(locked) => got = locked,
+                Err(error) => {
+                    self.is_down(&error);
+                    self.back_end.want_audit();
+                }
+            }
+        }
+        let n_possible = found.free.len().min(hands.len());
+        conclusive &= got.len() == n_possible;
+        for lock in &got {
+            if let Some(task) = found.seen.iter().find(|task| task.id == lock.task) {
+                self.back_end.hold(Held {
+                    lock: lock.clone(),
+                    exclusive: task.exclusive.clone(),
+                    shared: task.shared.clone(),
+                });
+            }
+        }
+        if joint.ends.is_empty() && got.is_empty() {
+            let again = found.unfinished;
+            return Ok(Done { fates: Vec::new(), started: Vec::new(), conclusive, again });
+        }
+        let committed = match Self::commit(&mut session, &joint.ends, &got, &hands) {
+            Ok(committed) => committed,
+            Err(error) => return Ok(self.undo(session, joint, got, &hands, error)),
+        };
+        drop(session);
+        let mut done = Done { fates: Vec::new(), started: Vec::new(), conclusive, again: false };
+        for end in &joint.ends {
+            done.fates.push(self.settle(end, &committed));
+        }
+        let mut started = committed.started;
+        let mut n_vain = 0;
+        for (lock, hand) in got.iter().zip(&hands) {
+            match started.iter().position(|task| task.id == lock.task) {
+                Some(place) => {
+                    let task = Turn::Task(started.swap_remove(place));
+                    done.started.push((hand.index, Answer::Turn(task)));
+                }
+                None => {
+                    n_vain += 1;
+                    self.to_release.extend(self.back_end.let_go(lock.task));
+                }
+            }
+        }
+        let all_have_one = done.started.len() == hands.len();
+        // It was canceled just now, or something that was to end first did not. Not
+        // again and again: somebody may keep its row locked for long.
+        let vain = self.back_end.is_first_vain_turn(n_vain > 0);
+        done.again = found.unfinished || vain || all_have_one && found.free.len() > hands.len();
+        // Nobody here is left to look for what has become free.
+        self.wake |= all_have_one && (done.again || !joint.ends.is_empty());
+        Ok(done)
+    }
+
+    /// What a transaction says of an end. Its locks go, unless it goes on.
+    fn settle(&mut self, end: &End, committed: &Committed) -> Fate {
+        if committed.held_up.contains(&end.ended.id) {
+            return Fate::HeldUp;
+        }
+        self.to_release.extend(self.back_end.let_go(end.ended.id));
+        let stored = committed.ended.contains(&end.ended.id);
+        if stored { Fate::Stored } else { Fate::NotOwned }
+    }
+
+    /// After a transaction that failed.
+    fn undo(
+        &mut self,
+        mut session: PooledConnection<Manager>,
+        joint: &Joint,
+        got: Vec<Lock>,
+        hands: &[&Hand],
+        error: postgres::Error,
+    ) -> Done {
+        for lock in &got {
+            self.to_release.extend(self.back_end.let_go(lock.task));
+        }
+        let mut failure = Failure::of(&session.client, error);
+        let mut done =
+            Done { fates: Vec::new(), started: Vec::new(), conclusive: false, again: false };
+        if failure.in_doubt {
+            // Those who had nothing to end may have a task now.
+            for hand in hands.iter().take(got.len()) {
+                done.started.push((hand.index, Answer::Failed(failure.copy())));
+            }
+        }
+        for end in &joint.ends {
+            // What the database does not take from one is no matter of the others.
+            let alone = joint.ends.len() > 1 && !failure.error.is_unavailable();
+            let fate = if alone {
+                match Self::commit(&mut session, std::slice::from_ref(end), &[], &[]) {
+                    Ok(committed) => self.settle(end, &committed),
+                    Err(error) => {
+                        let of_this = Failure::of(&session.client, error);
+                        if of_this.error.is_unavailable() {
+                            failure = of_this.copy();
+                        }
+                        Fate::Failed(of_this)
+                    }
+                }
+            } else {
+                Fate::Failed(failure.copy())
+            };
+            done.fates.push(fate);
+        }
+        done
+    }
+}
+
+impl Failure {
+    fn of(client: &Client, error: postgres::Error) -> Failure {
+        // Without an answer, or with one that ended the session, it may be committed.
+        let is_end = |error: &DbError| error.code().code().starts_with("57P");
+        let in_doubt = client.is_closed() || error.as_db_error().is_none_or(is_end);
+        Failure { error: Error::postgres("could not end tasks and start others", error), in_doubt }
+    }
+}
+
+impl Lead for Leader<'_> {
+    fn take_turn(&mut self, joint: &Joint) -> Done {
+        match self.try_turn(joint) {
+            Ok(done) => done,
+            Err(error) => {
+                let failure = Failure { error, in_doubt: false };
+                let fates = joint.ends.iter().map(|_| Fate::Failed(failure.copy())).collect();
+                Done { fates, started: Vec::new(), conclusive: false, again: false }
+            }
+        }
+    }
+
+    fn tidy_up(&mut self) {
+        let locks = std::mem::take(&mut self.to_release);
+        if !locks.is_empty() || self.wake {
+            self.release(&locks);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Committed {
+    ended: Vec<TaskId>,
+    held_up: Vec<TaskId>,
+    started: Vec<Claimed>,
+}
+
+fn read_seen(row: &Row) -> Option<Seen> {
+    Some(Seen {
+        position: row.get::<_, Option<i64>>("task_position")?,
+        id: TaskId(row.get("id")),
+        name: row.get("name"),
+        waiting: row.get::<_, &str>("state") == "waiting",
+        exclusive: row.get("exclusive"),
+        shared: row.get("shared"),
+        behind_parked: row.get::<_, Option<bool>>("behind_parked").unwrap_or(false),
+    })
+}
+
+/// The locks that what runs should have.
+fn owned(session: &mut Session) -> Result<Vec<Lock>, Error> {
+    let rows = session
+        .client
+        .query(include_str!("../../../../sql/queries/owned.sql"), &[])
+        .map_err(|error| Error::postgres("could not look for running tasks", error))?;
+    let lock = |row: &Row| Lock {
+        owner: row.get("lock_owner"),
+        task: TaskId(row.get("id")),
+        needs: needs(&row.get::<_, Vec<String>>("exclusive"), &row.get::<_, Vec<String>>("shared")),
+    };
+    Ok(rows.iter().map(lock).collect())
+}

@@ -1,0 +1,61 @@
+//! One private Redis for a test binary, one prefix for a test.
+
+use std::sync::LazyLock;
+
+use millhand::server::PrivateRedis;
+use redis::Connection;
+
+/// Ends with the test binary, by whatever means that ends.
+static SERVER: LazyLock<PrivateRedis> = LazyLock::new(start_redis);
+
+/// A private server of its own, for tests that stop it.
+pub(crate) fn start_redis() -> PrivateRedis {
+    PrivateRedis::start().unwrap_or_else(|error| panic!("{}", millhand::error::chain(&error)))
+}
+
+/// Where the locks of a test are.
+#[derive(Debug, Clone)]
+pub(crate) struct Redis {
+    pub(crate) url: String,
+    pub(crate) prefix: String,
+}
+
+impl Redis {
+    /// On the server that all tests share.
+    pub(crate) fn new() -> Redis {
+        Redis::of(&SERVER)
+    }
+
+    /// On a server of its own.
+    pub(crate) fn of(server: &PrivateRedis) -> Redis {
+        Redis { url: server.url(), prefix: format!("test-{:016x}", super::random()) }
+    }
+
+    pub(crate) fn connect(&self) -> Connection {
+        redis::Client::open(self.url.as_str()).unwrap().get_connection().unwrap()
+    }
+
+    /// How many worker processes hear.
+    pub(crate) fn n_listeners(&self) -> i64 {
+        let channel = format!("{{{}}}:wakeup", self.prefix);
+        let (_, n): (String, i64) =
+            redis::cmd("PUBSUB").arg("NUMSUB").arg(channel).query(&mut self.connect()).unwrap();
+        n
+    }
+
+    /// Cuts all connections of this type, `normal` or `pubsub`, but the asker's.
+    pub(crate) fn kill_clients(&self, kind: &str) {
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg(kind);
+        let _n: i64 = kill.query(&mut self.connect()).unwrap();
+    }
+
+    /// The keys that are there, the epoch aside.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let pattern = format!("{{{}}}:*", self.prefix);
+        let mut keys: Vec<String> =
+            redis::cmd("KEYS").arg(pattern).query(&mut self.connect()).unwrap();
+        keys.retain(|key| !key.ends_with(":epoch"));
+        keys
+    }
+}
