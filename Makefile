@@ -25,7 +25,7 @@ test: setup ## Run all tests, on private servers
 	$(CARGO) test --locked
 
 demo: setup ## Build package repositories from real archives, and check the outcome
-	$(CARGO) run --locked --release -- demo $(DIR)
+	$(CARGO) run --locked --release -- demo $(if $(TYPE),--type $(TYPE)) $(DIR)
 
 bench: setup ## Measure, beside the physical limit
 	$(CARGO) run --locked --release -- bench all

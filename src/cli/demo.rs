@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use millhand::config::WorkerType;
-use millhand::server::{GuardedChild, GuardedDirectory, PostgresOptions, PrivatePostgres};
-use millhand::{Error, client, db, migrate};
+use millhand::server::{
+    GuardedChild, GuardedDirectory, PostgresOptions, PrivatePostgres, PrivateRedis,
+};
+use millhand::{Config, Error, Waker, client, db, migrate};
 use postgres::Client;
 use rustix::process::Signal;
 use signal_hook::consts::SIGCHLD;
@@ -103,10 +105,17 @@ fn build_repositories(args: &DemoArgs) -> Result<bool, Stop> {
     let postgres = PrivatePostgres::start(&PostgresOptions::default())?;
     let mut client = db::connect(&postgres.url(), "millhand demo")?;
     migrate::migrate(&mut client)?;
+    let redis = match args.worker_type {
+        WorkerType::Postgres => None,
+        WorkerType::Redis => Some(PrivateRedis::start()?),
+    };
+    let redis_url = redis.as_ref().map(PrivateRedis::url);
     obey(&mut signals)?;
 
     let began = Instant::now();
-    let mut workers = Workers::start(args, &directory, &postgres)?;
+    let mut workers = Workers::start(args, &directory, &postgres.url(), redis_url.as_deref())?;
+    let config = Config { redis_url, ..Config::default() };
+    let mut waker = redis.as_ref().map(|_| Waker::new(&config)).transpose()?;
     let progress = Progress::new(n_tasks);
     let mut expected = Vec::new();
     for round in rounds {
@@ -114,6 +123,9 @@ fn build_repositories(args: &DemoArgs) -> Result<bool, Stop> {
         let (tasks, entries): (Vec<_>, Vec<_>) =
             round.into_iter().map(|step| (step.task, step.entries)).unzip();
         let ids = client::dispatch_many(&mut client, &tasks)?;
+        if let Some(waker) = &mut waker {
+            waker.wake()?;
+        }
         for (id, entries) in ids.into_iter().zip(entries) {
             if let Some(entries) = entries {
                 expected.push(Expected { id, entries });
@@ -135,6 +147,12 @@ fn build_repositories(args: &DemoArgs) -> Result<bool, Stop> {
 
     let mut problems = workers.stop();
     problems.extend(leftovers(&mut client)?);
+    if let Some(waker) = &mut waker {
+        let n_locks = waker.count_locks()?;
+        if n_locks > 0 {
+            problems.push(format!("the workers left {n_locks} locks in Redis behind"));
+        }
+    }
     writeln!(std::io::stdout(), "{n_tasks} tasks in {}\n", seconds(took.as_secs_f64()))?;
     let is_right = report::report(&mut client, n_tasks, &expected, problems)?;
     let program = std::env::args().next().unwrap_or_else(|| "millhand".to_owned());
@@ -198,7 +216,8 @@ impl Workers {
     fn start(
         args: &DemoArgs,
         directory: &GuardedDirectory,
-        postgres: &PrivatePostgres,
+        database_url: &str,
+        redis_url: Option<&str>,
     ) -> Result<Workers, Failure> {
         let program = this_program()?;
         let working_directory = directory.path().join("work");
@@ -219,7 +238,8 @@ impl Workers {
                     .arg(directory.path().join("handlers/millhand.toml"));
                 command.args(["--threads", &args.threads.to_string()]);
                 command.args(["--type", args.worker_type.as_str()]);
-                command.env("MILLHAND_DATABASE_URL", postgres.url());
+                command.env("MILLHAND_DATABASE_URL", database_url);
+                command.envs(redis_url.map(|url| ("MILLHAND_REDIS_URL", url)));
                 command.env("MILLHAND_WORKING_DIRECTORY", &working_directory);
                 // Ctrl-C in a terminal is for us; we stop them.
                 command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
