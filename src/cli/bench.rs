@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{Args, Subcommand};
 use millhand::config::WorkerType;
 use millhand::server::{PostgresOptions, PrivatePostgres, PrivateRedis};
-use millhand::{Error, NewTask, TaskId, client, db, migrate};
+use millhand::{Config, Error, NewTask, TaskId, Waker, client, db, migrate};
 use postgres::Client;
 use serde_json::{Map, Value, json};
 
@@ -55,9 +55,9 @@ enum What {
 /// The load and the fleet.
 #[derive(Debug, Clone, Args)]
 struct Load {
-    /// Use the locks of TYPE
-    #[arg(long = "type", value_name = "TYPE", default_value = "postgres", global = true)]
-    worker_type: WorkerType,
+    /// Use the locks of TYPE (default: postgres; all: each type in turn)
+    #[arg(long = "type", value_name = "TYPE", global = true)]
+    worker_type: Option<WorkerType>,
     /// Run N threads in each worker process
     #[arg(long, value_name = "N", default_value_t = 8, global = true)]
     threads: usize,
@@ -70,7 +70,7 @@ struct Load {
     /// Choose from N resources
     #[arg(long, value_name = "N", default_value_t = 128, global = true)]
     resources: usize,
-    /// Give each task N of the resources, exclusively
+    /// Give each task N of the resources, exclusively; 0 for none
     #[arg(long, value_name = "N", default_value_t = 2, global = true)]
     pick: usize,
     /// Dispatch for TIME instead of a number of tasks; watch for TIME
@@ -98,6 +98,22 @@ impl Load {
         Ok(())
     }
 
+    fn worker_type(&self) -> WorkerType {
+        self.worker_type.unwrap_or(WorkerType::Postgres)
+    }
+
+    /// What tells the workers of a dispatch or a cancel, if the database does not.
+    fn waker(&self) -> Result<Option<Waker>, Error> {
+        match self.worker_type() {
+            WorkerType::Postgres => Ok(None),
+            WorkerType::Redis => Waker::new(&self.redis_config()).map(Some),
+        }
+    }
+
+    fn redis_config(&self) -> Config {
+        Config { redis_url: self.redis_url.clone(), ..Config::default() }
+    }
+
     fn task(&self, name: &str) -> NewTask {
         let mut task = NewTask::new(name);
         while task.exclusive.len() < self.pick {
@@ -116,7 +132,10 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure
     let named = config.database_url;
     let mut load = args.load.clone();
     load.redis_url = config.redis_url;
-    let needs_redis = load.worker_type == WorkerType::Redis || matches!(args.what, What::All);
+    let needs_redis = match load.worker_type {
+        Some(worker_type) => worker_type == WorkerType::Redis,
+        None => matches!(args.what, What::All),
+    };
     let private_redis = match load.redis_url {
         None if needs_redis => Some(PrivateRedis::start()?),
         _ => None,
@@ -163,7 +182,7 @@ fn measure(
     let mut all = Map::new();
     let name = format!("{what:?}").to_lowercase();
     all.insert("bench".to_owned(), json!(name));
-    all.insert("type".to_owned(), json!(load.worker_type.as_str()));
+    all.insert("type".to_owned(), json!(load.worker_type().as_str()));
     all.insert("threads".to_owned(), json!(load.threads));
     all.insert("processes".to_owned(), json!(load.processes));
     all.insert("resources".to_owned(), json!(load.resources));
@@ -184,7 +203,7 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
     fill(client, load, n_tasks)?;
     let fill_seconds = began.elapsed().as_secs_f64();
     execute(client, "CHECKPOINT")?;
-    let mut meter = Meter::start(client, None)?;
+    let mut meter = Meter::start(client, load, None)?;
     let mut fleet = Fleet::start(url, load)?;
     fleet.wait_until_done(client)?;
     let mut figures = meter.stop(client, &fleet)?;
@@ -196,14 +215,16 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
 fn burst(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
     let mut fleet = Fleet::start(url, load)?;
     fleet.wait_until_online(client)?;
-    let mut meter = Meter::start(client, Some(&fleet))?;
+    let mut meter = Meter::start(client, load, Some(&fleet))?;
     let n_tasks = if load.duration.is_some() { usize::MAX } else { load.tasks.unwrap_or(5_000) };
     let end = load.duration.map(|duration| Instant::now() + duration);
+    let mut waker = load.waker()?;
     let mut times = Vec::new();
     while times.len() < n_tasks && end.is_none_or(|end| Instant::now() < end) {
         let task = load.task("millhand.noop");
         let began = Instant::now();
         client::dispatch(client, &task)?;
+        wake(&mut waker)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
     fleet.wait_until_done(client)?;
@@ -216,9 +237,10 @@ fn burst(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
 fn pickup(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
     let mut fleet = Fleet::start(url, load)?;
     fleet.wait_until_online(client)?;
-    let mut meter = Meter::start(client, Some(&fleet))?;
+    let mut meter = Meter::start(client, load, Some(&fleet))?;
     let n_tasks = if load.duration.is_some() { usize::MAX } else { load.tasks.unwrap_or(300) };
     let end = load.duration.map(|duration| Instant::now() + duration);
+    let mut waker = load.waker()?;
     let mut pickups = Vec::new();
     let mut dispatches = Vec::new();
     let mut inserts = Vec::new();
@@ -231,6 +253,7 @@ fn pickup(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Val
         let committed = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |time| time.as_micros() as i64);
+        wake(&mut waker)?;
         let begun = wait_for_clock(client, id)?;
         pickups.push((begun - committed) as f64 / 1e3);
         pause();
@@ -249,6 +272,10 @@ fn pickup(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Val
     Ok(figures)
 }
 
+fn wake(waker: &mut Option<Waker>) -> Result<(), Error> {
+    waker.as_mut().map_or(Ok(()), Waker::wake)
+}
+
 /// Not in step with anything periodic, and long enough for all to be idle again.
 fn pause() {
     std::thread::sleep(Duration::from_micros(fastrand::u64(5_000..25_000)));
@@ -259,7 +286,7 @@ fn idle(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value
     fleet.wait_until_online(client)?;
     // The looks and retries of the start are over after the first safety poll.
     std::thread::sleep(Duration::from_secs(3));
-    let mut meter = Meter::start(client, Some(&fleet))?;
+    let mut meter = Meter::start(client, load, Some(&fleet))?;
     std::thread::sleep(load.duration.unwrap_or(Duration::from_secs(20)));
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;

@@ -49,7 +49,7 @@ impl Fleet {
         let mut processes = Vec::new();
         for _ in 0..load.processes {
             let child = Command::new(&program)
-                .args(["worker", "--type", load.worker_type.as_str(), "--threads"])
+                .args(["worker", "--type", load.worker_type().as_str(), "--threads"])
                 .arg(load.threads.to_string())
                 .arg("--config")
                 .arg(config.path())

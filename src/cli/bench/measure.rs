@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use millhand::Error;
+use millhand::config::WorkerType;
 use postgres::Client;
 use serde_json::{Map, Value, json};
 
+use super::Load;
 use super::fleet::Fleet;
 
 /// Counters at one moment.
@@ -15,9 +17,18 @@ struct Reading {
     wal_bytes: i64,
     /// Processor seconds of Postgres; none if it runs elsewhere.
     postgres_cpu: Option<f64>,
+    redis: Option<RedisReading>,
+}
+
+/// Counters of Redis.
+struct RedisReading {
+    commands: f64,
+    /// Processor seconds.
+    cpu: f64,
 }
 
 pub(super) struct Meter {
+    redis: Option<redis::Connection>,
     before: Reading,
     worker_cpu: f64,
     counts_statements: bool,
@@ -26,14 +37,23 @@ pub(super) struct Meter {
 impl Meter {
     /// Starts from here. Workers of `fleet` run already; others count from
     /// their start.
-    pub(super) fn start(client: &mut Client, fleet: Option<&Fleet>) -> Result<Meter, Error> {
+    pub(super) fn start(
+        client: &mut Client,
+        load: &Load,
+        fleet: Option<&Fleet>,
+    ) -> Result<Meter, Error> {
+        // A figure that a server does not give is left out.
+        let url = load.redis_url.as_ref().filter(|_| load.worker_type() == WorkerType::Redis);
+        let mut redis =
+            url.and_then(|url| redis::Client::open(url.as_str()).ok()?.get_connection().ok());
         // Without the library the figure is left out.
         let counts_statements = client
             .batch_execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
             .and_then(|()| client.batch_execute("SELECT pg_stat_statements_reset()"))
             .is_ok();
         Ok(Meter {
-            before: read(client)?,
+            before: read(client, redis.as_mut())?,
+            redis,
             worker_cpu: fleet.map_or(0.0, worker_cpu),
             counts_statements,
         })
@@ -45,7 +65,7 @@ impl Meter {
         client: &mut Client,
         fleet: &Fleet,
     ) -> Result<Map<String, Value>, Error> {
-        let after = read(client)?;
+        let after = read(client, self.redis.as_mut())?;
         let fail = |error| Error::postgres("could not read the figures", error);
         let row =
             client.query_one(include_str!("../../../sql/bench/finished.sql"), &[]).map_err(fail)?;
@@ -78,6 +98,12 @@ impl Meter {
         if let (Some(before), Some(after)) = (self.before.postgres_cpu, after.postgres_cpu) {
             figures.insert(format!("postgres_cpu_{unit}"), json!((after - before) * scale / share));
         }
+        if let (Some(before), Some(after)) = (&self.before.redis, after.redis) {
+            let n_commands = after.commands - before.commands;
+            figures.insert(format!("redis_commands_per_{per}"), json!(n_commands / share));
+            let cpu = after.cpu - before.cpu;
+            figures.insert(format!("redis_cpu_{unit}"), json!(cpu * scale / share));
+        }
         let memory: f64 = fleet.pids().iter().filter_map(|pid| resident_mib(*pid)).sum();
         figures.insert("worker_memory_mib".to_owned(), json!(memory));
         Ok(figures)
@@ -86,12 +112,28 @@ impl Meter {
     /// Processor seconds of Postgres since the start; not a number if it runs
     /// elsewhere.
     pub(super) fn postgres_cpu(&mut self, client: &mut Client) -> Result<f64, Error> {
-        let after = read(client)?.postgres_cpu;
+        let after = read(client, None)?.postgres_cpu;
         Ok(after.zip(self.before.postgres_cpu).map_or(f64::NAN, |(after, before)| after - before))
     }
 }
 
-fn read(client: &mut Client) -> Result<Reading, Error> {
+/// What Redis says of itself; none if it does not tell.
+fn read_redis(connection: &mut redis::Connection) -> Option<RedisReading> {
+    let mut ask = |section: &str| -> Option<String> {
+        redis::cmd("INFO").arg(section).query(connection).ok()
+    };
+    let (stats, cpu) = (ask("stats")?, ask("cpu")?);
+    let number = |text: &str, name: &str| -> Option<f64> {
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok();
+        text.lines().find_map(value)
+    };
+    Some(RedisReading {
+        commands: number(&stats, "total_commands_processed")?,
+        cpu: number(&cpu, "used_cpu_sys")? + number(&cpu, "used_cpu_user")?,
+    })
+}
+
+fn read(client: &mut Client, redis: Option<&mut redis::Connection>) -> Result<Reading, Error> {
     let row = client
         .query_one(include_str!("../../../sql/bench/counters.sql"), &[])
         .map_err(|error| Error::postgres("could not read the server's counters", error))?;
@@ -99,6 +141,7 @@ fn read(client: &mut Client) -> Result<Reading, Error> {
         at: Instant::now(),
         commits: row.get("commits"),
         wal_bytes: row.get("wal_bytes"),
+        redis: redis.and_then(read_redis),
         postgres_cpu: postgres_cpu(row.get::<_, i32>("pid").cast_unsigned()),
     })
 }

@@ -27,12 +27,16 @@ const LOOK: Duration = Duration::from_millis(1);
 pub(super) fn cancels(url: &str, client: &mut Client, load: &Load) -> Result<Vec<f64>, Error> {
     let mut fleet = Fleet::with_commands(url, &Load { threads: 1, ..load.clone() })?;
     fleet.wait_until_online(client)?;
+    let mut waker = load.waker()?;
     let mut times = Vec::new();
     for _ in 0..N_CANCELS {
         let id = client::dispatch(client, &NewTask::new("bench.sleep"))?;
         wait_until_running(client, 1)?;
         let began = Instant::now();
         client::cancel(client, id)?;
+        if let Some(waker) = &mut waker {
+            waker.cancel(id)?;
+        }
         wait_until_final(client, id)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
@@ -73,7 +77,7 @@ pub(super) fn command_overhead(url: &str, client: &mut Client, load: &Load) -> R
     }
     let bare = began.elapsed().as_secs_f64();
     client::dispatch_many(client, &vec![NewTask::new("bench.true"); N_COMMANDS])?;
-    let mut meter = Meter::start(client, None)?;
+    let mut meter = Meter::start(client, load, None)?;
     let mut fleet = Fleet::with_commands(url, &Load { threads: 1, ..load.clone() })?;
     fleet.wait_until_done(client)?;
     let figures = meter.stop(client, &fleet)?;
@@ -92,8 +96,9 @@ pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result
         (0..256).map(|_| load.task("millhand.sleep").args(json!({ "seconds": SECONDS }))).collect();
     let mut fleet = Fleet::start(url, &Load { threads: THREADS, ..load.clone() })?;
     fleet.wait_until_online(client)?;
-    let mut meter = Meter::start(client, Some(&fleet))?;
+    let mut meter = Meter::start(client, load, Some(&fleet))?;
     client::dispatch_many(client, &tasks)?;
+    super::wake(&mut load.waker()?)?;
     fleet.wait_until_done(client)?;
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
@@ -177,8 +182,9 @@ pub(super) fn depth(
 fn drain_cost(fleet: &mut Fleet, client: &mut Client, load: &Load) -> Result<f64, Error> {
     let n_tasks = load.tasks.unwrap_or(N_DRAINED);
     let tasks: Vec<NewTask> = (0..n_tasks).map(|_| load.task("millhand.noop")).collect();
-    let mut meter = Meter::start(client, Some(fleet))?;
+    let mut meter = Meter::start(client, load, Some(fleet))?;
     let ids = client::dispatch_many(client, &tasks)?;
+    super::wake(&mut load.waker()?)?;
     let (first, last) = (ids[0].0, ids[ids.len() - 1].0);
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {

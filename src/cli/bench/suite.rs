@@ -1,9 +1,10 @@
-//! `millhand bench all`: every figure that has a budget, beside the thing that
-//! the budget is a ratio to, interleaved in one run.
+//! `millhand bench all`: every figure that has a budget, for each worker type,
+//! beside the thing that the budget is a ratio to, interleaved in one run.
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
 
+use millhand::config::WorkerType;
 use millhand::{Error, NewTask, client, server};
 use postgres::Client;
 use serde_json::{Map, Value, json};
@@ -25,115 +26,183 @@ const MANY: usize = 80;
 /// A figure over the rounds.
 type Series = Vec<f64>;
 
-/// What the rounds measured.
+/// Figures by name, as one bench gives them.
+type Figures = Map<String, Value>;
+
+/// What the machine does without workers.
 #[derive(Default)]
-struct Rounds {
+struct Limits {
     limit: Series,
-    drain_8: Series,
-    drain_many: Series,
     insert: Series,
-    dispatch_idle: Series,
-    dispatch_busy: Series,
-    bulk: Series,
-    memory_8: Series,
-    n_violations: u64,
 }
 
-/// What is measured once.
-struct Single {
-    cancels: Series,
-    kills: Series,
-    command_overhead: f64,
-    burst: f64,
+/// What workers of one type did.
+struct Measured {
+    worker_type: WorkerType,
+    drain_8: Vec<Figures>,
+    drain_many: Vec<Figures>,
+    /// Without resources.
+    drain_free: Vec<Figures>,
+    dispatch_idle: Series,
+    dispatch_busy: Series,
+    /// By what was measured, once.
+    single: Figures,
 }
 
 pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCode, Failure> {
-    let mut rounds = Rounds::default();
+    let types = match load.worker_type {
+        Some(worker_type) => vec![worker_type],
+        None => vec![WorkerType::Postgres, WorkerType::Redis],
+    };
+    let mut limits = Limits::default();
+    let mut fleets: Vec<Measured> = types.into_iter().map(Measured::new).collect();
     for round in 1..=ROUNDS {
         eprintln!("round {round} of {ROUNDS}");
-        rounds.measure(url, client, load)?;
+        limits.measure(url, client)?;
+        for fleet in &mut fleets {
+            fleet.measure(url, client, load)?;
+        }
     }
-    eprintln!("pickup, cancel and idle");
-    let one = Load { processes: 1, duration: None, tasks: None, ..load.clone() };
-    let many = Load { threads: MANY, ..one.clone() };
-    let pickup_1 = measure(What::Pickup, url, client, &Load { threads: 1, ..one.clone() })?;
-    let pickup_many = measure(What::Pickup, url, client, &many)?;
-    let idle = measure(What::Idle, url, client, &many)?;
-    eprintln!("command, death, burst and growth");
-    let single = Single {
-        cancels: single::cancels(url, client, &one)?,
-        kills: single::kills(url, client, &one)?,
-        command_overhead: single::command_overhead(url, client, &one)?,
-        burst: single::burst_ratio(url, client, &one)?,
-    };
-    let depth = measure(What::Depth, url, client, &one)?;
-    let lines = lines(&rounds, &pickup_1, &pickup_many, &idle, &depth, &single);
+    for fleet in &mut fleets {
+        eprintln!("{}: pickup, idle, cancel, death, command, burst, growth", fleet.name());
+        fleet.measure_once(url, client, load)?;
+    }
+    let n_violations: u64 = fleets.iter().map(Measured::n_violations).sum();
     let mut out = std::io::stdout().lock();
     if load.json {
-        let figures: Map<String, Value> =
-            lines.iter().map(|line| (line.name.to_owned(), json!(line.value))).collect();
+        let mut figures = Map::new();
+        figures.insert("limit_per_second".to_owned(), json!(median(&limits.limit)));
+        figures.insert("insert_per_second".to_owned(), json!(median(&limits.insert)));
+        for fleet in &fleets {
+            let lines = lines(fleet, &fleets, &limits).into_iter();
+            let of_type: Figures =
+                lines.map(|line| (line.name.to_owned(), json!(line.value))).collect();
+            figures.insert(fleet.name().to_owned(), Value::Object(of_type));
+        }
         writeln!(out, "{}", Value::Object(figures))?;
     } else {
-        let rows = lines.iter().map(|line| {
-            let verdict = match line.budget {
-                Some(budget) if budget.holds(line.value) => "ok",
-                Some(_) => "missed",
-                None => "",
-            };
-            let budget = line.budget.map_or(String::new(), |budget| budget.to_string());
-            vec![line.what.clone(), line.shown(), budget, verdict.to_owned()]
-        });
-        writeln!(out, "{}", output::table(&["what", "measured", "budget", ""], rows))?;
-        writeln!(out, "oracle: {} violations", rounds.n_violations)?;
+        writeln!(
+            out,
+            "limit: {:.0} transactions/s of pgbench, one a task; {:.0} bare INSERTs/s",
+            median(&limits.limit),
+            median(&limits.insert)
+        )?;
+        for fleet in &fleets {
+            let lines = lines(fleet, &fleets, &limits);
+            let rows = lines.iter().map(|line| {
+                let verdict = match line.budget {
+                    Some(budget) if budget.holds(line.value) => "ok",
+                    Some(_) => "missed",
+                    None => "",
+                };
+                let budget = line.budget.map_or(String::new(), |budget| budget.to_string());
+                vec![line.what.to_owned(), line.shown(), budget, verdict.to_owned()]
+            });
+            writeln!(out, "\n{}", output::table(&[fleet.name(), "measured", "budget", ""], rows))?;
+        }
+        writeln!(out, "oracle: {n_violations} violations")?;
     }
-    Ok(if rounds.n_violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if n_violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-impl Rounds {
-    fn measure(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
-        let one = Load { processes: 1, duration: None, ..load.clone() };
-        execute(client, include_str!("../../../sql/bench/limit_table.sql"))?;
+impl Limits {
+    fn measure(&mut self, url: &str, client: &mut Client) -> Result<(), Error> {
+        let table = include_str!("../../../sql/bench/limit_table.sql");
+        execute(client, table)?;
         execute(client, include_str!("../../../sql/bench/limit_rows.sql"))?;
         execute(client, "CHECKPOINT")?;
         self.limit.push(said("limit", pgbench(url, include_str!("../../../sql/bench/limit.sql"))?));
-        for (threads, series) in [(8, &mut self.drain_8), (MANY, &mut self.drain_many)] {
-            let figures = measure(What::Drain, url, client, &Load { threads, ..one.clone() })?;
-            series.push(said(
-                &format!("drain, {threads} threads"),
-                number(&figures, "tasks_per_second"),
-            ));
-            if threads == 8 {
-                self.memory_8.push(number(&figures, "worker_memory_mib"));
-            }
-            self.bulk.push(number(&figures, "bulk_dispatch_per_second"));
-            self.n_violations += number(&figures, "violations") as u64;
+        execute(client, table)?;
+        let insert = include_str!("../../../sql/bench/insert.sql");
+        self.insert.push(said("bare INSERT", pgbench(url, insert)?));
+        execute(client, "DROP TABLE millhand.bench_limit")
+    }
+}
+
+impl Measured {
+    fn new(worker_type: WorkerType) -> Measured {
+        Measured {
+            worker_type,
+            drain_8: Vec::new(),
+            drain_many: Vec::new(),
+            drain_free: Vec::new(),
+            dispatch_idle: Series::new(),
+            dispatch_busy: Series::new(),
+            single: Figures::new(),
         }
-        execute(client, include_str!("../../../sql/bench/limit_table.sql"))?;
-        self.insert.push(said(
-            "bare INSERT",
-            pgbench(url, include_str!("../../../sql/bench/insert.sql"))?,
-        ));
-        execute(client, "DROP TABLE millhand.bench_limit")?;
-        let mut fleet = Fleet::start(url, &Load { threads: MANY, ..one })?;
+    }
+
+    fn name(&self) -> &'static str {
+        self.worker_type.as_str()
+    }
+
+    fn load(&self, load: &Load) -> Load {
+        let worker_type = Some(self.worker_type);
+        Load { worker_type, processes: 1, duration: None, tasks: None, ..load.clone() }
+    }
+
+    fn measure(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
+        let one = Load { tasks: load.tasks, ..self.load(load) };
+        let many = Load { threads: MANY, ..one.clone() };
+        let free = Load { pick: 0, ..many.clone() };
+        for (what, load, series) in [
+            ("8 threads", Load { threads: 8, ..one }, &mut self.drain_8),
+            ("80 threads", many.clone(), &mut self.drain_many),
+            ("80 threads, no resources", free, &mut self.drain_free),
+        ] {
+            let figures = measure(What::Drain, url, client, &load)?;
+            let name = self.worker_type.as_str();
+            said(&format!("{name}, drain, {what}"), number(&figures, "tasks_per_second"));
+            series.push(figures);
+        }
+        let mut fleet = Fleet::start(url, &many)?;
         fleet.wait_until_online(client)?;
         // One worker is busy, the others idle; then all are busy.
         let blocker =
             NewTask::new("millhand.sleep").args(json!({"seconds": 600})).exclusive("blocked");
         client::dispatch(client, &blocker)?;
         wait_until_running(client, 1)?;
-        self.dispatch_idle.push(said(
-            "dispatch, idle fleet",
-            pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
-        ));
+        let dispatch = include_str!("../../../sql/bench/dispatch.sql");
+        let name = self.worker_type.as_str();
+        self.dispatch_idle.push(said(&format!("{name}, dispatch, idle"), pgbench(url, dispatch)?));
         let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 600}));
         client::dispatch_many(client, &vec![sleep; MANY - 1])?;
         wait_until_running(client, MANY as i64)?;
-        self.dispatch_busy.push(said(
-            "dispatch, busy fleet",
-            pgbench(url, include_str!("../../../sql/bench/dispatch.sql"))?,
-        ));
+        self.dispatch_busy.push(said(&format!("{name}, dispatch, busy"), pgbench(url, dispatch)?));
         drop(fleet);
         clear(client)
+    }
+
+    fn measure_once(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
+        let one = self.load(load);
+        let many = Load { threads: MANY, ..one.clone() };
+        let mut note = |name: &str, figure: f64| self.single.insert(name.to_owned(), json!(figure));
+        for (threads, load) in [(1, Load { threads: 1, ..one.clone() }), (MANY, many.clone())] {
+            let pickup = measure(What::Pickup, url, client, &load)?;
+            for figure in ["pickup_p50_ms", "pickup_p99_ms", "insert_p50_ms"] {
+                note(&format!("{figure}_{threads}"), number(&pickup, figure));
+            }
+        }
+        let idle = measure(What::Idle, url, client, &many)?;
+        note("statements", number(&idle, "statements_per_second"));
+        note("cpu", number(&idle, "worker_cpu_percent") + number(&idle, "postgres_cpu_percent"));
+        note("memory", number(&idle, "worker_memory_mib"));
+        let cancels = single::cancels(url, client, &one)?;
+        note("cancel_p50_ms", percentile(&cancels, 0.5));
+        note("cancel_max_ms", percentile(&cancels, 1.0));
+        note("kill_max_ms", percentile(&single::kills(url, client, &one)?, 1.0));
+        note("command_overhead_ms", single::command_overhead(url, client, &one)?);
+        note("burst_ratio", single::burst_ratio(url, client, &one)?);
+        let depth = measure(What::Depth, url, client, &one)?;
+        for figure in ["old_transaction_ratio", "blocked_ratio", "backlog_ratio"] {
+            note(figure, number(&depth, figure));
+        }
+        Ok(())
+    }
+
+    fn n_violations(&self) -> u64 {
+        let drains = self.drain_8.iter().chain(&self.drain_many).chain(&self.drain_free);
+        drains.map(|figures| number(figures, "violations") as u64).sum()
     }
 }
 
@@ -196,7 +265,7 @@ impl std::fmt::Display for Budget {
 /// One line of the report.
 struct Line {
     name: &'static str,
-    what: String,
+    what: &'static str,
     value: f64,
     budget: Option<Budget>,
 }
@@ -210,181 +279,224 @@ impl Line {
     }
 }
 
-fn lines(
-    rounds: &Rounds,
-    pickup_1: &Map<String, Value>,
-    pickup_many: &Map<String, Value>,
-    idle: &Map<String, Value>,
-    depth: &Map<String, Value>,
-    single: &Single,
-) -> Vec<Line> {
+fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
     use Budget::{AtLeast, Below};
-    let line =
-        |name, what: &str, value, budget| Line { name, what: what.to_owned(), value, budget };
+    let is_redis = fleet.worker_type == WorkerType::Redis;
+    let elder = all.iter().find(|other| other.worker_type == WorkerType::Postgres);
+    let line = |name, what, value, budget| Line { name, what, value, budget };
+    // Round by round: the machine's speed drifts.
     let ratio = |above: &Series, below: &Series| {
-        // Round by round: the machine's speed drifts.
         median(&above.iter().zip(below).map(|(a, b)| a / b).collect())
     };
-    vec![
-        line(
-            "limit_per_second",
-            "limit: pgbench, one transaction a task /s",
-            median(&rounds.limit),
-            None,
-        ),
-        line("drain_8_per_second", "drain, 8 threads, tasks/s", median(&rounds.drain_8), None),
+    let rates = |drains: &[Figures]| series(drains, "tasks_per_second");
+    let (rate_8, rate_many, rate_free) =
+        (rates(&fleet.drain_8), rates(&fleet.drain_many), rates(&fleet.drain_free));
+    let once = |name: &str| number(&fleet.single, name);
+    let mut lines = vec![
+        line("drain_8_per_second", "drain, 8 threads, tasks/s", median(&rate_8), None),
         line(
             "drain_8_ratio",
             "  of the limit",
-            ratio(&rounds.drain_8, &rounds.limit),
-            Some(AtLeast(0.8)),
+            ratio(&rate_8, &limits.limit),
+            (!is_redis).then_some(AtLeast(0.8)),
         ),
-        line("drain_80_per_second", "drain, 80 threads, tasks/s", median(&rounds.drain_many), None),
+        line("drain_80_per_second", "drain, 80 threads, tasks/s", median(&rate_many), None),
         line(
             "drain_80_ratio",
             "  of 8 threads",
-            ratio(&rounds.drain_many, &rounds.drain_8),
-            Some(AtLeast(0.8)),
+            ratio(&rate_many, &rate_8),
+            (!is_redis).then_some(AtLeast(0.8)),
         ),
         line(
-            "insert_per_second",
-            "bare INSERT, one a transaction /s",
-            median(&rounds.insert),
-            None,
+            "drain_80_of_limit",
+            "  of the limit",
+            ratio(&rate_many, &limits.limit),
+            is_redis.then_some(AtLeast(1.5)),
         ),
+        line("free_80_per_second", "without resources, tasks/s", median(&rate_free), None),
+        line(
+            "free_80_of_limit",
+            "  of the limit",
+            ratio(&rate_free, &limits.limit),
+            is_redis.then_some(AtLeast(4.0)),
+        ),
+    ];
+    if let Some(elder) = elder.filter(|_| is_redis) {
+        let (elder_8, elder_many) = (rates(&elder.drain_8), rates(&elder.drain_many));
+        let best: Series = elder_8.iter().zip(&elder_many).map(|(a, b)| a.max(*b)).collect();
+        lines.extend([
+            line(
+                "drain_8_of_postgres",
+                "drain, 8 threads, of postgres",
+                ratio(&rate_8, &elder_8),
+                Some(AtLeast(0.8)),
+            ),
+            line(
+                "drain_80_of_postgres",
+                "drain, 80 threads, of postgres at its best",
+                ratio(&rate_many, &best),
+                Some(AtLeast(2.3)),
+            ),
+        ]);
+    }
+    for (drains, names) in [(&fleet.drain_8, PER_TASK_8), (&fleet.drain_many, PER_TASK_80)] {
+        for (name, what, figure) in names {
+            let value = median(&series(drains, figure));
+            // Some figures are of one type only.
+            if !value.is_nan() {
+                lines.push(line(name, what, value, None));
+            }
+        }
+    }
+    lines.extend([
         line(
             "dispatch_idle_per_second",
             "dispatch beside 80 idle threads /s",
-            median(&rounds.dispatch_idle),
+            median(&fleet.dispatch_idle),
             None,
         ),
         line(
             "dispatch_idle_ratio",
             "  of the bare INSERT",
-            ratio(&rounds.dispatch_idle, &rounds.insert),
+            ratio(&fleet.dispatch_idle, &limits.insert),
             Some(AtLeast(0.8)),
         ),
         line(
             "dispatch_busy_per_second",
             "dispatch beside 80 busy threads /s",
-            median(&rounds.dispatch_busy),
+            median(&fleet.dispatch_busy),
             None,
         ),
         line(
             "dispatch_busy_ratio",
             "  of the bare INSERT",
-            ratio(&rounds.dispatch_busy, &rounds.insert),
+            ratio(&fleet.dispatch_busy, &limits.insert),
             Some(AtLeast(0.8)),
         ),
         line(
             "bulk_dispatch_per_second",
             "dispatch in bulk, tasks/s",
-            median(&rounds.bulk),
+            median(&series(&fleet.drain_8, "bulk_dispatch_per_second")),
             Some(AtLeast(50_000.0)),
         ),
         line(
             "insert_p50_ms",
             "bare INSERT at the pace of pickup p50, ms",
-            number(pickup_1, "insert_p50_ms"),
+            once("insert_p50_ms_1"),
             None,
         ),
         line(
             "pickup_1_p50_ms",
             "pickup p50, 1 thread, ms",
-            number(pickup_1, "pickup_p50_ms"),
+            once("pickup_p50_ms_1"),
             Some(Below(0.7)),
         ),
         line(
             "pickup_1_p99_ms",
             "pickup p99, 1 thread, ms",
-            number(pickup_1, "pickup_p99_ms"),
+            once("pickup_p99_ms_1"),
             Some(Below(2.5)),
         ),
         line(
             "pickup_80_p50_ms",
             "pickup p50, 80 threads, ms",
-            number(pickup_many, "pickup_p50_ms"),
+            once("pickup_p50_ms_80"),
             Some(Below(0.7)),
         ),
         line(
             "pickup_80_p99_ms",
             "pickup p99, 80 threads, ms",
-            number(pickup_many, "pickup_p99_ms"),
+            once("pickup_p99_ms_80"),
             Some(Below(2.5)),
         ),
         line(
             "cancel_p50_ms",
             "cancel of a running task p50, ms",
-            percentile(&single.cancels, 0.5),
+            once("cancel_p50_ms"),
             Some(Below(50.0)),
         ),
         line(
             "cancel_max_ms",
             "cancel of a running task max, ms",
-            percentile(&single.cancels, 1.0),
+            once("cancel_max_ms"),
             Some(Below(50.0)),
         ),
         line(
             "kill_max_ms",
             "worker killed, its task final max, ms",
-            percentile(&single.kills, 1.0),
+            once("kill_max_ms"),
             Some(Below(2000.0)),
         ),
         line(
             "command_overhead_ms",
             "a command as a task, beyond a bare spawn, ms",
-            single.command_overhead,
+            once("command_overhead_ms"),
             Some(Below(2.0)),
         ),
         line(
             "burst_ratio",
             "burst of 256 x 0.5 s, 32 threads, of the ideal",
-            single.burst,
+            once("burst_ratio"),
             Some(Below(1.1)),
         ),
         line(
             "old_transaction_ratio",
             "a task beside an old transaction, of one without",
-            number(depth, "old_transaction_ratio"),
+            once("old_transaction_ratio"),
             Some(Below(1.5)),
         ),
         line(
             "blocked_ratio",
             "  behind 20,000 blocked, 1 M finished",
-            number(depth, "blocked_ratio"),
+            once("blocked_ratio"),
             Some(Below(1.5)),
         ),
         line(
             "backlog_ratio",
             "  and with 100,000 waiting",
-            number(depth, "backlog_ratio"),
+            once("backlog_ratio"),
             Some(Below(1.5)),
         ),
         line(
             "idle_statements_per_second",
             "idle, 80 threads: statements/s",
-            number(idle, "statements_per_second"),
+            once("statements"),
             Some(Below(2.0)),
         ),
-        line(
-            "idle_cpu_percent",
-            "idle, 80 threads: % of a core",
-            number(idle, "worker_cpu_percent") + number(idle, "postgres_cpu_percent"),
-            Some(Below(0.5)),
-        ),
+        line("idle_cpu_percent", "idle, 80 threads: % of a core", once("cpu"), Some(Below(0.5))),
         line(
             "memory_8_mib",
             "memory of 8 threads after a drain, MiB",
-            median(&rounds.memory_8),
+            median(&series(&fleet.drain_8, "worker_memory_mib")),
             Some(Below(30.0)),
         ),
-        line(
-            "idle_memory_mib",
-            "memory of 80 threads, MiB",
-            number(idle, "worker_memory_mib"),
-            Some(Below(80.0)),
-        ),
-    ]
+        line("idle_memory_mib", "memory of 80 threads, MiB", once("memory"), Some(Below(80.0))),
+    ]);
+    lines
+}
+
+/// What a task costs in a drain.
+const PER_TASK_8: [(&str, &str, &str); 5] = [
+    ("drain_8_statements", "a task of 8 threads: statements", "statements_per_task"),
+    ("drain_8_commits", "  commits", "commits_per_task"),
+    ("drain_8_redis_commands", "  Redis commands, those of scripts too", "redis_commands_per_task"),
+    ("drain_8_postgres_us", "  Postgres' processor time, us", "postgres_cpu_us_per_task"),
+    ("drain_8_redis_us", "  Redis' processor time, us", "redis_cpu_us_per_task"),
+];
+const PER_TASK_80: [(&str, &str, &str); 5] = [
+    ("drain_80_statements", "a task of 80 threads: statements", "statements_per_task"),
+    ("drain_80_commits", "  commits", "commits_per_task"),
+    (
+        "drain_80_redis_commands",
+        "  Redis commands, those of scripts too",
+        "redis_commands_per_task",
+    ),
+    ("drain_80_postgres_us", "  Postgres' processor time, us", "postgres_cpu_us_per_task"),
+    ("drain_80_redis_us", "  Redis' processor time, us", "redis_cpu_us_per_task"),
+];
+
+fn series(drains: &[Figures], figure: &str) -> Series {
+    drains.iter().map(|figures| number(figures, figure)).collect()
 }
 
 fn median(series: &Series) -> f64 {
