@@ -33,10 +33,8 @@ use crate::task::TaskId;
 /// for it should go on without.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-static ACQUIRE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("lock_store/acquire.lua")));
-static RELEASE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("lock_store/release.lua")));
+static EXCHANGE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lock_store/exchange.lua")));
 static REBUILD: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("lock_store/rebuild.lua")));
 
@@ -68,7 +66,7 @@ pub(crate) struct Wanted {
     /// [`needs`] of the task.
     pub(crate) needs: String,
     /// The names and values of locks that pass on from tasks that end when this
-    /// one starts, as JSON; or nothing. See `acquire.lua`.
+    /// one starts, as JSON; or nothing. See `exchange.lua`.
     pub(crate) passed_on: String,
 }
 
@@ -158,9 +156,14 @@ impl LockStore {
 
     fn error(&self, doing: &str, error: RedisError) -> Error {
         let doing = format!("{doing} Redis at {}", self.place());
-        let refused = matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"));
-        if refused || error.kind() == ErrorKind::AuthenticationFailed {
-            return Error::Config(format!("{doing}: {}", said(&error)));
+        let is_login = error.kind() == ErrorKind::AuthenticationFailed;
+        if is_login || matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) {
+            return Error::Config(format!(
+                "{doing}: it refuses the login; check the user and the password in redis_url"
+            ));
+        }
+        if error.code() == Some("NOPERM") {
+            return Error::Config(format!("{doing}: {}; grant it to this user", said(&error)));
         }
         Error::Unavailable { doing, source: said(&error).into() }
     }
@@ -231,22 +234,30 @@ impl Link {
         }
     }
 
-    /// Takes the locks of these tasks, in order, one task for each owner, and
-    /// returns those that it got; none if this is not the epoch that the process
-    /// knows.
-    pub(crate) fn acquire(
+    /// Lets go of the locks of `released`, and then takes those of the tasks `wanted`,
+    /// in order, one task for each owner, and returns those that it got; none if this
+    /// is not the epoch that the process knows.
+    ///
+    /// Wakes whoever tried one of the locks that are let go. In any case wakes all but
+    /// the process `told_by`, if that is given.
+    pub(crate) fn exchange(
         &mut self,
+        released: &[Lock],
+        told_by: Option<&str>,
         owners: &[&str],
         wanted: &[Wanted],
     ) -> Result<Option<Vec<Lock>>, Error> {
-        let Some(epoch) = self.store.epoch() else { return Ok(None) };
-        let mut call = ACQUIRE.prepare_invoke();
+        let mut call = EXCHANGE.prepare_invoke();
         self.add_keys(&mut call);
-        call.arg(epoch).arg(owners.len()).arg(owners);
+        call.arg(self.store.epoch().unwrap_or_default());
+        call.arg(&self.store.wakeup_channel).arg(told_by.unwrap_or_default());
+        call.arg(released.len());
+        add_locks(&mut call, released);
+        call.arg(owners.len()).arg(owners);
         for Wanted { task, needs, passed_on } in wanted {
             call.arg(task.0).arg(needs).arg(passed_on);
         }
-        let got: Option<Vec<i64>> = self.call("could not take locks from", &call)?;
+        let got: Option<Vec<i64>> = self.call("could not exchange locks in", &call)?;
         let Some(got) = got else { return Ok(None) };
         let lock_of = |(task, owner): (i64, &&str)| {
             let wanted = wanted.iter().find(|wanted| wanted.task.0 == task)?;
@@ -256,17 +267,11 @@ impl Link {
         Ok(Some(got.into_iter().zip(owners).filter_map(lock_of).collect()))
     }
 
-    /// Lets go of these locks, and wakes whoever tried one of them, or `wake`s in
-    /// any case.
-    pub(crate) fn release(&mut self, locks: &[Lock], wake: bool) -> Result<(), Error> {
-        if locks.is_empty() && !wake {
-            return Ok(());
+    /// Lets go of these locks.
+    pub(crate) fn release(&mut self, locks: &[Lock], told_by: Option<&str>) -> Result<(), Error> {
+        if !locks.is_empty() || told_by.is_some() {
+            self.exchange(locks, told_by, &[], &[])?;
         }
-        let mut call = RELEASE.prepare_invoke();
-        self.add_keys(&mut call);
-        call.arg(&self.store.wakeup_channel).arg(u8::from(wake));
-        add_locks(&mut call, locks);
-        let _n_held: i64 = self.call("could not let go of locks in", &call)?;
         Ok(())
     }
 

@@ -190,6 +190,20 @@ impl Worker {
             pid: std::process::id().cast_signed(),
             ttl: self.config.ttl,
         };
+        let mut mailboxes = Vec::new();
+        let mut inboxes = Vec::new();
+        for _ in 0..self.config.threads {
+            let (mailbox, inbox) = Inbox::new().map_err(|error| Error::Unavailable {
+                doing: "could not make a worker's inbox".to_owned(),
+                source: error.into(),
+            })?;
+            mailboxes.push(mailbox);
+            inboxes.push(inbox);
+        }
+        let back_end: Box<dyn BackEnd> = match self.config.worker_type {
+            WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone())),
+            WorkerType::Redis => Box::new(RedisBackEnd::new(&self.config, mailboxes.clone())?),
+        };
         let default = || vec![OsString::from("millhand"), OsString::from("warden")];
         let warden = self.warden.filter(|command| !command.is_empty());
         let warden = warden.or_else(|| self.registry.has_commands().then(default));
@@ -204,16 +218,6 @@ impl Worker {
             identity.ttl,
             warden_settings(&self.config, &url, &working_directory),
         )?;
-        let mut mailboxes = Vec::new();
-        let mut inboxes = Vec::new();
-        for _ in 0..self.config.threads {
-            let (mailbox, inbox) = Inbox::new().map_err(|error| Error::Unavailable {
-                doing: "could not make a worker's inbox".to_owned(),
-                source: error.into(),
-            })?;
-            mailboxes.push(mailbox);
-            inboxes.push(inbox);
-        }
         let handlers: Vec<String> = self.registry.names().map(str::to_owned).collect();
         log::info!(
             "{} worker threads of type {} on {}, handlers {}",
@@ -222,10 +226,6 @@ impl Worker {
             db::place(&url),
             handlers.join(" ")
         );
-        let back_end: Box<dyn BackEnd> = match self.config.worker_type {
-            WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone())),
-            WorkerType::Redis => Box::new(RedisBackEnd::new(&self.config, mailboxes.clone())?),
-        };
         let shared = Arc::new(Shared {
             url,
             identity,

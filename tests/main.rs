@@ -16,6 +16,7 @@ mod flags;
 /// The safety poll never leaves out what waits.
 mod housekeeping;
 /// Migrations and the golden schema; every query can be prepared.
+mod lock_store;
 mod migrate;
 /// The oracle can fail.
 mod oracle;

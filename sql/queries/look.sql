@@ -8,13 +8,16 @@ SELECT p.may_come_back, t.task_position, t.id, t.name, t.state, t.exclusive, t.s
                AS may_come_back) AS p
   LEFT JOIN LATERAL
        (SELECT s.task_position, s.id, s.name, s.state, s.exclusive, s.shared,
-               s.task_position > (SELECT parked.position FROM millhand.parked
-                                   ORDER BY parked.position LIMIT 1)
-               AND (EXISTS (SELECT FROM millhand.parked
-                             WHERE parked.resource = ANY (s.exclusive)
-                               AND parked.position < s.task_position)
-                    OR EXISTS (SELECT FROM millhand.parked
-                                WHERE parked.exclusive AND parked.resource = ANY (s.shared)
-                                  AND parked.position < s.task_position)) AS behind_parked
+               -- (Null if nothing is parked, and asked only behind what is.)
+               CASE s.task_position > (SELECT parked.position FROM millhand.parked
+                                        ORDER BY parked.position LIMIT 1)
+               WHEN true THEN
+                   EXISTS (SELECT FROM millhand.parked
+                            WHERE parked.resource = ANY (s.exclusive)
+                              AND parked.position < s.task_position)
+                   OR EXISTS (SELECT FROM millhand.parked
+                               WHERE parked.exclusive AND parked.resource = ANY (s.shared)
+                                 AND parked.position < s.task_position)
+               END AS behind_parked
           FROM millhand.in_sight($1::bigint, $2::bigint[]) AS s
          ORDER BY s.task_position LIMIT $3::bigint) AS t ON true

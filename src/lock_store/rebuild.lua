@@ -1,12 +1,12 @@
 -- Begins a new epoch: forgets all locks and takes those of the tasks that run,
 -- as the table says. Does nothing if somebody else was faster.
 --
--- KEYS     as for acquire.lua: the epoch, the locks, the registry, the vain tries
+-- KEYS     as for exchange.lua: the epoch, the locks, the registry, the vain tries
 -- ARGV[1]  the epoch that the caller found, or nothing
 -- ARGV[2]  the new epoch
 -- ARGV[3]  the channel for wake-ups
 -- and for each task three more:
---   the owner, the task, its needs, as for acquire.lua
+--   the owner, the task, its needs, as for exchange.lua
 --
 -- Result: the epoch in force now.
 

@@ -4,9 +4,10 @@
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::claim::Claims;
 use super::lease::Lease;
@@ -34,7 +35,7 @@ pub(crate) enum Event {
 #[derive(Clone)]
 pub(crate) struct Mailbox {
     sender: Sender<Event>,
-    // A thread that watches a command sleeps in poll(2), which a channel cannot end.
+    // The thread sleeps in poll(2), which a channel cannot end.
     bell: Arc<OwnedFd>,
 }
 
@@ -134,26 +135,51 @@ impl Inbox {
 
     /// Waits for any event until `deadline`; false if none came.
     pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
-        match self.receiver.recv_deadline(deadline) {
-            Ok(event) => {
-                self.note(event);
-                true
+        loop {
+            if self.take().is_some() {
+                return true;
             }
-            Err(RecvTimeoutError::Timeout) => false,
-            // All senders are gone: nobody is left to work for.
-            Err(RecvTimeoutError::Disconnected) => {
-                self.note(Event::Drain);
-                true
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
             }
+            self.sleep(Some(left));
         }
     }
 
     /// Waits for any event, for ever, and says which one it was.
     pub(crate) fn wait(&self) -> Event {
-        // All senders are gone: nobody is left to work for.
-        let event = self.receiver.recv().unwrap_or(Event::Drain);
+        loop {
+            match self.take() {
+                Some(event) => return event,
+                None => self.sleep(None),
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Event> {
+        let event = match self.receiver.try_recv() {
+            Ok(event) => event,
+            Err(TryRecvError::Empty) => return None,
+            // All senders are gone: nobody is left to work for.
+            Err(TryRecvError::Disconnected) => Event::Drain,
+        };
         self.note(event);
-        event
+        Some(event)
+    }
+
+    /// Waits on the bell, not on the channel: a receiver that has to wait gives up
+    /// the processor some ten times before it sleeps, and with many threads that
+    /// costs more than the tasks.
+    fn sleep(&self, time: Option<Duration>) {
+        let time = time.map(|time| Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        });
+        let mut fds = [PollFd::new(&*self.bell, PollFlags::IN)];
+        // Interrupted, it looks and waits again.
+        let _ = rustix::event::poll(&mut fds, time.as_ref());
+        self.reset_bell();
     }
 
     /// Becomes readable when there is an event.
@@ -167,10 +193,15 @@ impl Inbox {
         }
         // Reset after the channel is empty: an event that slips in between has
         // been sent before its write, so at worst poll ends once for nothing.
-        let _ = rustix::io::read(&*self.bell, &mut [0u8; 8]);
+        self.reset_bell();
         while let Ok(event) = self.receiver.try_recv() {
             self.note(event);
         }
+    }
+
+    /// An event that comes meanwhile is in the channel already.
+    fn reset_bell(&self) {
+        let _ = rustix::io::read(&*self.bell, &mut [0u8; 8]);
     }
 
     fn note(&self, event: Event) {

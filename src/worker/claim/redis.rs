@@ -31,6 +31,7 @@ use crate::task::{NewTask, TaskId};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 use crate::worker::{LOOK, Shared, Shutdown, random_token};
 use desk::{Answer, Desk, Hand};
+use look::Seen;
 use sessions::Sessions;
 use turn::Leader;
 
@@ -55,8 +56,13 @@ pub(crate) struct RedisBackEnd {
 struct Ledger {
     owners: HashSet<String>,
     held: HashMap<TaskId, Held>,
+    /// Not needed any more, and not let go yet.
+    released: Vec<Lock>,
+    wake_others: bool,
     /// Whether the store is to be compared with this.
     audit: bool,
+    /// Taken by whoever leads a turn.
+    window: Option<Window>,
     last_turn_was_vain: bool,
     next_deep_look: Option<Instant>,
 }
@@ -67,6 +73,31 @@ struct Held {
     lock: Lock,
     exclusive: Vec<String>,
     shared: Vec<String>,
+}
+
+/// What a look showed, and what this process has done since.
+struct Window {
+    seen: Vec<Seen>,
+    /// How much it was at first.
+    n_seen: usize,
+    at: Instant,
+    /// Whether there is nothing beyond.
+    is_all: bool,
+}
+
+impl Window {
+    /// Of no look.
+    fn empty() -> Window {
+        Window { seen: Vec::new(), n_seen: 0, at: Instant::now(), is_all: false }
+    }
+
+    fn update(&mut self, ended: &[TaskId], started: &HashSet<TaskId>) {
+        let ended: HashSet<TaskId> = ended.iter().copied().collect();
+        self.seen.retain_mut(|task| {
+            task.waiting &= !started.contains(&task.id);
+            !ended.contains(&task.id)
+        });
+    }
 }
 
 impl RedisBackEnd {
@@ -94,16 +125,40 @@ impl RedisBackEnd {
         self.ledger().held.get(&id).cloned()
     }
 
-    fn let_go(&self, id: TaskId) -> Option<Lock> {
-        self.ledger().held.remove(&id).map(|held| held.lock)
+    /// The locks of this task are to be let go, after the commit that ended it.
+    fn let_go(&self, id: TaskId) {
+        let mut ledger = self.ledger();
+        if let Some(held) = ledger.held.remove(&id) {
+            ledger.released.push(held.lock);
+        }
     }
 
-    /// This owner is no more; what it held is returned.
-    fn forget(&self, owner: &str) -> Vec<Lock> {
+    /// This owner is no more.
+    fn forget(&self, owner: &str) {
         let mut ledger = self.ledger();
-        ledger.owners.remove(owner);
-        let gone = ledger.held.extract_if(|_, held| held.lock.owner == owner);
-        gone.map(|(_, held)| held.lock).collect()
+        let Ledger { owners, held, released, .. } = &mut *ledger;
+        owners.remove(owner);
+        let gone = held.extract_if(|_, held| held.lock.owner == owner);
+        released.extend(gone.map(|(_, held)| held.lock));
+    }
+
+    /// Other processes should look: nobody here is left to.
+    fn wake_others(&self) {
+        self.ledger().wake_others = true;
+    }
+
+    /// What is to be let go, and whether others are to be woken.
+    fn take_released(&self) -> (Vec<Lock>, bool) {
+        let mut ledger = self.ledger();
+        (std::mem::take(&mut ledger.released), std::mem::take(&mut ledger.wake_others))
+    }
+
+    fn take_window(&self) -> Option<Window> {
+        self.ledger().window.take()
+    }
+
+    fn keep_window(&self, window: Window) {
+        self.ledger().window = Some(window);
     }
 
     fn begin_audit(&self) -> bool {
@@ -185,6 +240,9 @@ impl BackEnd for RedisBackEnd {
                         shared.tell_all(Event::Cancel(id));
                     }
                 }
+                // What this process says to others is no news to it.
+                Ok(message)
+                    if message.get_payload_bytes() == shared.identity.process.as_bytes() => {}
                 Ok(_) => self.ring(),
                 Err(error) if error.is_timeout() => {
                     let is_down = !self.store.is_up();

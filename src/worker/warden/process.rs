@@ -45,7 +45,7 @@ pub fn run() -> Result<(), Error> {
     }
     kill_all(&process, &groups);
     let deadline = Instant::now() + ttl;
-    let settled = settle(&process, deadline).and_then(|()| release(deadline));
+    let settled = settle(&process, deadline).and_then(|()| release(&process, deadline));
     remove_directories(&process);
     settled
 }
@@ -222,7 +222,7 @@ fn settle(process: &str, deadline: Instant) -> Result<(), Error> {
 
 /// Lets go of locks in a lock store whose owners are gone from the table, as these
 /// workers are now. Should that fail, the next worker's audit does it.
-fn release(deadline: Instant) -> Result<(), Error> {
+fn release(process: &str, deadline: Instant) -> Result<(), Error> {
     let redis_url = std::env::var("MILLHAND_REDIS_URL").ok();
     let Ok(redis_prefix) = std::env::var("MILLHAND_REDIS_PREFIX") else { return Ok(()) };
     let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
@@ -233,7 +233,7 @@ fn release(deadline: Instant) -> Result<(), Error> {
             let gone = abandoned(&mut db::connect(&url, "millhand warden")?, locks)?;
             // Others may wait for what these workers had, and see only now that it has
             // ended.
-            link.release(&gone, true)
+            link.release(&gone, Some(process))
         });
         match released {
             Err(error) if error.is_unavailable() && Instant::now() < deadline => {

@@ -43,6 +43,8 @@ pub(super) struct Joint {
     pub(super) ends: Vec<End>,
     /// The one to be given a task first, first.
     pub(super) idle: Vec<Hand>,
+    /// Whether there may be something that no earlier look has seen.
+    pub(super) must_look: bool,
 }
 
 impl Joint {
@@ -71,6 +73,7 @@ pub(super) struct Failure {
 }
 
 /// What came of a turn.
+#[derive(Default)]
 pub(super) struct Done {
     /// In the order of [`Joint::ends`].
     pub(super) fates: Vec<Fate>,
@@ -78,8 +81,10 @@ pub(super) struct Done {
     pub(super) started: Vec<(usize, Answer)>,
     /// Whether it saw all that there was to see.
     pub(super) conclusive: bool,
-    /// Whether more could start.
-    pub(super) again: bool,
+    /// Whether another look would show more.
+    pub(super) unfinished: bool,
+    /// Whether more could start than there were workers.
+    pub(super) more: bool,
 }
 
 /// Does what a turn is about.
@@ -87,7 +92,8 @@ pub(super) trait Lead {
     /// Stores and starts. When this returns, all is committed.
     fn take_turn(&mut self, joint: &Joint) -> Done;
 
-    /// Lets go of the locks of what has ended; the workers have been told already.
+    /// Lets go of the locks of what has ended. The workers have been told, and no
+    /// other turn follows at once, which would do that by the way.
     fn tidy_up(&mut self);
 }
 
@@ -122,8 +128,11 @@ struct State {
     idle: Vec<Hand>,
     /// Whether somebody leads, or was called to.
     under_way: bool,
-    /// Whether there is a reason to look.
-    reason: bool,
+    /// Whether there may be something that no look has seen: somebody rang.
+    unseen: bool,
+    /// Whether tasks have ended since the last look, or more could start than there
+    /// were workers.
+    more: bool,
     conclusive: bool,
     n_turns: u64,
 }
@@ -145,7 +154,8 @@ impl Desk {
                 ends: Vec::new(),
                 idle: Vec::new(),
                 under_way: false,
-                reason: true,
+                unseen: true,
+                more: false,
                 conclusive: false,
                 n_turns: 0,
             }),
@@ -155,7 +165,7 @@ impl Desk {
     /// There may be work.
     pub(super) fn ring(&self) {
         let mut state = self.lock();
-        state.reason = true;
+        state.unseen = true;
         if !state.under_way
             && let Some(index) = state.idle.last().map(|hand| hand.index)
         {
@@ -174,7 +184,8 @@ impl Desk {
         state.idle.len() == state.seats.len()
             && state.conclusive
             && !state.under_way
-            && !state.reason
+            && !state.unseen
+            && !state.more
     }
 
     /// Puts an end on the desk, or a wish, and waits for what comes of it; leads
@@ -229,7 +240,7 @@ impl Desk {
     fn lead(&self, index: usize, inbox: &Inbox, lead: &mut dyn Lead) {
         loop {
             let joint = self.lock().gather(index);
-            let Done { fates, mut started, conclusive, again } = lead.take_turn(&joint);
+            let Done { fates, mut started, conclusive, unfinished, more } = lead.take_turn(&joint);
             let mut told = Vec::new();
             {
                 let mut state = self.lock();
@@ -266,15 +277,21 @@ impl Desk {
                     }
                 }
                 state.conclusive = conclusive;
-                state.reason |= again || has_ended && !state.idle.is_empty();
+                state.unseen |= unfinished;
+                state.more |= more || has_ended;
             }
             for told in told.into_iter().filter(|told| *told != index) {
                 self.mailboxes[told].send(Event::Wakeup);
             }
-            lead.tidy_up();
             let mut state = self.lock();
             if !state.begin() {
-                return;
+                state.under_way = true;
+                drop(state);
+                lead.tidy_up();
+                state = self.lock();
+                if !state.begin() {
+                    return;
+                }
             }
             let waits = !matches!(state.seats[index], Seat::Answered(_));
             let has_news = inbox.is_draining() || inbox.is_lost();
@@ -319,14 +336,16 @@ impl State {
 
     /// Whether there is a reason for a turn, which is under way then.
     fn begin(&mut self) -> bool {
-        self.under_way = !self.ends.is_empty() || self.reason && !self.idle.is_empty();
+        let may_start = (self.unseen || self.more) && !self.idle.is_empty();
+        self.under_way = !self.ends.is_empty() || may_start;
         self.under_way
     }
 
     /// All that is on the desk, the leader's own first: nobody has to be woken for it.
     fn gather(&mut self, leader: usize) -> Joint {
         self.n_turns += 1;
-        self.reason = false;
+        let must_look = std::mem::take(&mut self.unseen) || self.ends.is_empty();
+        self.more = false;
         let mut ends = std::mem::take(&mut self.ends);
         let mut idle = std::mem::take(&mut self.idle);
         idle.reverse();
@@ -335,7 +354,7 @@ impl State {
         for hand in &idle {
             self.seats[hand.index] = Seat::InTurn;
         }
-        Joint { ends, idle }
+        Joint { ends, idle, must_look }
     }
 }
 

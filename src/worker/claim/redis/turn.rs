@@ -2,7 +2,7 @@
 //! what has ended.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postgres::error::DbError;
 use postgres::{Client, Row};
@@ -11,7 +11,7 @@ use r2d2::PooledConnection;
 use super::desk::{Answer, Done, End, Failure, Fate, Hand, Joint, Lead};
 use super::look::{PassedOn, Seen, choose};
 use super::sessions::{Manager, Session};
-use super::{Held, RedisBackEnd};
+use super::{Held, RedisBackEnd, Window};
 use crate::error::{self, Error};
 use crate::lock_store::{Link, Lock, Wanted, abandoned, needs};
 use crate::task::TaskId;
@@ -30,6 +30,12 @@ const DEEP_SHARE: u32 = 10;
 /// How many more tasks are tried than there are workers, in case that others have
 /// some of them, before all the rest is.
 const SPARE: usize = 4;
+/// For how long turns go on from what one look has shown, if they end tasks and
+/// nobody rang. What they do themselves they know, and what others do meanwhile only
+/// makes tasks look blocked, or waiting, that are not any more; each start makes sure
+/// of that. So this is how much later a task may start for which the last thing in
+/// its way ended in another process.
+const MAX_AGE: Duration = Duration::from_millis(10);
 /// How often a turn asks for locks while it finds another epoch each time.
 const MAX_EPOCHS: usize = 3;
 
@@ -38,54 +44,68 @@ pub(super) struct Leader<'a> {
     pub(super) shared: &'a Shared,
     pub(super) back_end: &'a RedisBackEnd,
     link: Link,
-    to_release: Vec<Lock>,
-    /// Whether other processes should look.
-    wake: bool,
 }
 
 /// What a look showed and what may start of it.
-#[derive(Default)]
 struct Found {
-    seen: Vec<Seen>,
+    window: Window,
+    /// Places in the window.
     free: Vec<usize>,
     /// Whether the look went as far as it had to.
     conclusive: bool,
     /// Whether another look would show more.
     unfinished: bool,
+    /// Whether there is something to start for those who have a handler for it.
+    is_for_others: bool,
+}
+
+impl Found {
+    fn nothing() -> Found {
+        Found {
+            window: Window::empty(),
+            free: Vec::new(),
+            conclusive: false,
+            unfinished: false,
+            is_for_others: false,
+        }
+    }
 }
 
 impl<'a> Leader<'a> {
     pub(super) fn new(shared: &'a Shared, back_end: &'a RedisBackEnd) -> Leader<'a> {
         let link = Link::new(back_end.store.clone());
-        Leader { shared, back_end, link, to_release: Vec::new(), wake: false }
+        Leader { shared, back_end, link }
     }
 
     /// Gives up what this owner still holds.
     pub(super) fn forget(&mut self, owner: &str) {
-        let held = self.back_end.forget(owner);
-        self.release(&held);
+        self.back_end.forget(owner);
+        self.release();
     }
 
     /// There is a task that was not there before.
     pub(super) fn tell_of_work(&mut self) {
         self.back_end.desk.ring();
-        self.wake = true;
-        self.release(&[]);
+        self.back_end.wake_others();
+        self.release();
     }
 
-    fn release(&mut self, locks: &[Lock]) {
-        let wake = std::mem::take(&mut self.wake);
+    /// Lets go of the locks of what has ended, if no turn has done so.
+    fn release(&mut self) {
         if !self.back_end.store.is_up() {
             // The audit finds them when it is back.
             return;
         }
-        if let Err(error) = self.link.release(locks, wake) {
+        let (locks, wake) = self.back_end.take_released();
+        let told_by = wake.then_some(self.shared.identity.process.as_str());
+        if let Err(error) = self.link.release(&locks, told_by) {
             self.is_down(&error);
         }
     }
 
     /// Nothing can be started now; the listener finds out when it is back.
     fn is_down(&self, error: &Error) {
+        self.back_end.want_audit();
         if self.back_end.store.is_up() {
             log::warn!("{}; nothing new is started until it is back", error::chain(error));
         }
@@ -102,7 +122,9 @@ impl<'a> Leader<'a> {
         loop {
             let mut session = self.back_end.sessions.get()?;
             let found = if n == 0 {
-                session.client.simple_query("").map(|_| Found::default())
+                session.client.simple_query("").map(|_| Found::nothing())
+            } else if let Some(found) = self.remember(joint, n) {
+                Ok(found)
             } else {
                 self.find(&mut session, joint, n)
             };
@@ -117,6 +139,23 @@ impl<'a> Leader<'a> {
         }
     }
 
+    /// What the last look showed, as far as it is still good.
+    fn remember(&self, joint: &Joint, n: usize) -> Option<Found> {
+        let window = self.back_end.take_window()?;
+        let (is_young, n_left) = (window.at.elapsed() < MAX_AGE, window.seen.len());
+        if joint.must_look || !is_young || !window.is_all && n_left < window.n_seen / 2 {
+            return None;
+        }
+        let choice = choose(&window.seen, &ending(joint), &self.shared.handlers);
+        // More may be free than it shows.
+        if !window.is_all && choice.free.len() < n && n_left < n {
+            return None;
+        }
+        let is_for_others = !choice.foreign.is_empty();
+        let free = choice.free;
+        Some(Found { window, free, conclusive: false, unfinished: false, is_for_others })
+    }
+
     /// Looks until it has found `n` tasks that may start, or all that there are.
     fn find(
         &mut self,
@@ -125,7 +164,7 @@ impl<'a> Leader<'a> {
         n: usize,
     ) -> Result<Found, postgres::Error> {
         let sight = self.shared.sight();
-        let ending: HashSet<TaskId> = joint.ends.iter().map(|end| end.ended.id).collect();
+        let ending = ending(joint);
         let handlers = &self.shared.handlers;
         let mut page = PAGE + PAGE_FOR_EACH * n;
         let mut brought_back = false;
@@ -145,12 +184,17 @@ impl<'a> Leader<'a> {
             seen.sort_by_key(|task| task.position);
             let choice = choose(&seen, &ending, handlers);
             let is_all = rows.len() < limit as usize;
+            let at = Instant::now();
+            let window = |seen: Vec<Seen>| Window { n_seen: seen.len(), seen, at, is_all };
+            let is_for_others = !choice.foreign.is_empty();
             let is_enough = choice.free.len() >= n;
             let may_look_deep = joint.ends.is_empty() || self.back_end.may_look_deep();
             if is_enough || is_all && seen.len() <= KEPT_IN_SIGHT || !may_look_deep {
                 // The first turn that ends nothing looks deep.
                 let conclusive = is_enough || is_all;
-                return Ok(Found { seen, free: choice.free, conclusive, unfinished: false });
+                let (window, free) = (window(seen), choice.free);
+                let unfinished = false;
+                return Ok(Found { window, free, conclusive, unfinished, is_for_others });
             }
             if page < DEEP_PAGE && !is_all {
                 page = DEEP_PAGE;
@@ -168,10 +212,13 @@ impl<'a> Leader<'a> {
                 .query_one(park, &[&blocked, &foreign, &sight.low, &sight.stragglers])?;
             let (parked, told): (bool, bool) = (row.get(0), row.get(1));
             self.back_end.looked_deep(began.elapsed() * DEEP_SHARE);
-            // Others may have a handler, and have looked too early to see it there.
-            self.wake |= told;
+            if told {
+                // They may have a handler, and have looked too early to see it there.
+                self.back_end.wake_others();
+            }
             let unfinished = !is_all && (parked || told);
-            return Ok(Found { seen, free: choice.free, conclusive: is_all, unfinished });
+            let (window, free) = (window(seen), choice.free);
+            return Ok(Found { window, free, conclusive: is_all, unfinished, is_for_others });
         }
     }
 
@@ -190,7 +237,7 @@ impl<'a> Leader<'a> {
             }
         }
         let wanted = |place: &usize| {
-            let task = &found.seen[*place];
+            let task = &found.window.seen[*place];
             Wanted {
                 task: task.id,
                 needs: needs(&task.exclusive, &task.shared),
@@ -216,10 +263,14 @@ impl<'a> Leader<'a> {
         owners: &[&str],
         wanted: &[Wanted],
     ) -> Result<Vec<Lock>, Error> {
+        let (mut released, wake) = self.back_end.take_released();
+        let mut told_by = wake.then_some(self.shared.identity.process.as_str());
         for _ in 0..MAX_EPOCHS {
-            if let Some(got) = self.link.acquire(owners, wanted)? {
+            if let Some(got) = self.link.exchange(&released, told_by, owners, wanted)? {
                 return Ok(got);
             }
+            released.clear();
+            told_by = None;
             self.adopt_epoch(session)?;
         }
         Ok(Vec::new())
@@ -236,7 +287,7 @@ impl<'a> Leader<'a> {
         // What ended in the meantime let go of its locks before they were taken.
         let after = owned(session)?;
         let gone: Vec<Lock> = before.into_iter().filter(|lock| !after.contains(lock)).collect();
-        self.link.release(&gone, false)
+        self.link.release(&gone, None)
     }
 
     /// Lets go of what nobody holds any more: locks whose owner is gone from the
@@ -250,7 +301,7 @@ impl<'a> Leader<'a> {
             .filter(|lock| self.back_end.held(lock.task).is_none_or(|held| held.lock != *lock))
             .collect();
         gone.extend(abandoned(&mut session.client, others)?);
-        self.link.release(&gone, false)
+        self.link.release(&gone, None)
     }
 
     /// The one transaction of a turn.
@@ -297,7 +348,7 @@ impl<'a> Leader<'a> {
         let hands: Vec<&Hand> = joint.hands().collect();
         let is_up = self.back_end.store.is_up();
         let n = if is_up { hands.len() } else { 0 };
-        let (mut session, found) = self.look(joint, n)?;
+        let (mut session, mut found) = self.look(joint, n)?;
         let mut conclusive = found.conclusive && is_up;
         let mut got = Vec::new();
         if is_up {
@@ -311,16 +362,13 @@ impl<'a> Leader<'a> {
             });
             match locked {
                 Ok(locked) => got = locked,
-                Err(error) => {
-                    self.is_down(&error);
-                    self.back_end.want_audit();
-                }
+                Err(error) => self.is_down(&error),
             }
         }
         let n_possible = found.free.len().min(hands.len());
         conclusive &= got.len() == n_possible;
         for lock in &got {
-            if let Some(task) = found.seen.iter().find(|task| task.id == lock.task) {
+            if let Some(task) = found.window.seen.iter().find(|task| task.id == lock.task) {
                 self.back_end.hold(Held {
                     lock: lock.clone(),
                     exclusive: task.exclusive.clone(),
@@ -329,15 +377,16 @@ impl<'a> Leader<'a> {
             }
         }
         if joint.ends.is_empty() && got.is_empty() {
-            let again = found.unfinished;
-            return Ok(Done { fates: Vec::new(), started: Vec::new(), conclusive, again });
+            let unfinished = found.unfinished;
+            self.back_end.keep_window(found.window);
+            return Ok(Done { conclusive, unfinished, ..Done::default() });
         }
         let committed = match Self::commit(&mut session, &joint.ends, &got, &hands) {
             Ok(committed) => committed,
             Err(error) => return Ok(self.undo(session, joint, got, &hands, error)),
         };
         drop(session);
-        let mut done = Done { fates: Vec::new(), started: Vec::new(), conclusive, again: false };
+        let mut done = Done { conclusive, ..Done::default() };
         for end in &joint.ends {
             done.fates.push(self.settle(end, &committed));
         }
@@ -351,17 +400,27 @@ impl<'a> Leader<'a> {
                 }
                 None => {
                     n_vain += 1;
-                    self.to_release.extend(self.back_end.let_go(lock.task));
+                    self.back_end.let_go(lock.task);
                 }
             }
+        }
+        if n_vain == 0 && committed.ended.len() == joint.ends.len() {
+            let started = got.iter().map(|lock| lock.task).collect();
+            found.window.update(&committed.ended, &started);
+            self.back_end.keep_window(found.window);
         }
         let all_have_one = done.started.len() == hands.len();
         // It was canceled just now, or something that was to end first did not. Not
         // again and again: somebody may keep its row locked for long.
         let vain = self.back_end.is_first_vain_turn(n_vain > 0);
-        done.again = found.unfinished || vain || all_have_one && found.free.len() > hands.len();
-        // Nobody here is left to look for what has become free.
-        self.wake |= all_have_one && (done.again || !joint.ends.is_empty());
+        done.unfinished = found.unfinished || vain;
+        done.more = all_have_one && found.free.len() > hands.len();
+        // Nobody here is left to look for what has become free, or can run it. (Telling
+        // has a cause of its own, a start or an end: idle processes would wake each other
+        // for ever.)
+        if found.is_for_others || all_have_one && (done.more || !joint.ends.is_empty()) {
+            self.back_end.wake_others();
+        }
         Ok(done)
     }
 
@@ -370,7 +429,7 @@ impl<'a> Leader<'a> {
         if committed.held_up.contains(&end.ended.id) {
             return Fate::HeldUp;
         }
-        self.to_release.extend(self.back_end.let_go(end.ended.id));
+        self.back_end.let_go(end.ended.id);
         let stored = committed.ended.contains(&end.ended.id);
         if stored { Fate::Stored } else { Fate::NotOwned }
     }
@@ -385,11 +444,10 @@ impl<'a> Leader<'a> {
         error: postgres::Error,
     ) -> Done {
         for lock in &got {
-            self.to_release.extend(self.back_end.let_go(lock.task));
+            self.back_end.let_go(lock.task);
         }
         let mut failure = Failure::of(&session.client, error);
-        let mut done =
-            Done { fates: Vec::new(), started: Vec::new(), conclusive: false, again: false };
+        let mut done = Done::default();
         if failure.in_doubt {
             // Those who had nothing to end may have a task now.
             for hand in hands.iter().take(got.len()) {
@@ -428,6 +486,10 @@ impl Failure {
     }
 }
 
+fn ending(joint: &Joint) -> HashSet<TaskId> {
+    joint.ends.iter().map(|end| end.ended.id).collect()
+}
+
 impl Lead for Leader<'_> {
     fn take_turn(&mut self, joint: &Joint) -> Done {
         match self.try_turn(joint) {
@@ -435,16 +497,13 @@ impl Lead for Leader<'_> {
             Err(error) => {
                 let failure = Failure { error, in_doubt: false };
                 let fates = joint.ends.iter().map(|_| Fate::Failed(failure.copy())).collect();
-                Done { fates, started: Vec::new(), conclusive: false, again: false }
+                Done { fates, ..Done::default() }
             }
         }
     }
 
     fn tidy_up(&mut self) {
-        let locks = std::mem::take(&mut self.to_release);
-        if !locks.is_empty() || self.wake {
-            self.release(&locks);
-        }
+        self.release();
     }
 }
 

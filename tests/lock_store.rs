@@ -1,0 +1,348 @@
+//! Workers of type redis: what Postgres sees of them, how they hear of work, and
+//! which Redis they accept.
+
+use std::process::{Child, Command, Stdio};
+
+use millhand::{Config, NewTask, TaskState, Waker, client};
+use rustix::process::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::clean::assert_clean;
+use crate::support::database::{Database, start_server};
+use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task, run};
+use crate::support::redis::{Redis, start_redis};
+use crate::support::{SOON, look_until, wait_until};
+
+/// Starts a worker that looks by itself only once an hour.
+fn deaf_worker(workshop: &Workshop, flags: &[&str]) -> WorkerProcess {
+    let mut command = workshop.millhand(["worker", "--type", "redis"]);
+    command.args(flags).env("MILLHAND_POLL_INTERVAL", "1h");
+    WorkerProcess::start(command)
+}
+
+fn wait_for_n_online(database: &Database, n_workers: usize) {
+    let mut connection = database.connect();
+    wait_until(database, &format!("{n_workers} workers are online"), SOON, || {
+        let n = millhand::fleet::workers(&mut connection).unwrap().len();
+        if n == n_workers { Ok(()) } else { Err(n) }
+    });
+}
+
+fn waker(workshop: &Workshop) -> Waker {
+    let config = Config {
+        redis_url: Some(workshop.redis.url.clone()),
+        redis_prefix: workshop.redis.prefix.clone(),
+        ..Config::default()
+    };
+    Waker::new(&config).unwrap()
+}
+
+#[test]
+fn postgres_sees_nothing_but_reads_and_writes_of_rows() {
+    // Its own server: the statements within functions are counted, too.
+    let server = start_server();
+    let database = Database::of(&server);
+    let mut connection = database.connect();
+    connection.batch_execute("ALTER SYSTEM SET pg_stat_statements.track = 'all'").unwrap();
+    connection.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let worker = workshop.worker("redis", &["--threads", "8"]);
+    let gate = database.dispatch(&gate_task(&workshop, "gate", "a").exclusive("r"));
+    let tasks: Vec<NewTask> = (0..500)
+        .map(|number| NewTask::new("millhand.noop").shared("r").exclusive(format!("{number}")))
+        .collect();
+    client::dispatch_many(&mut connection, &tasks).unwrap();
+    wait_for_n_online(&database, 8);
+    workshop.wait_at_gate(&database, "a");
+    let mut reader = database.connect();
+    reader.batch_execute("SELECT pg_stat_statements_reset()").unwrap();
+    workshop.open_gate("a");
+    database.wait_for_all_final();
+    assert_eq!(database.task(gate).state, TaskState::Completed);
+    let statements: Vec<(String, i64)> = reader
+        .query(
+            "SELECT query, calls FROM pg_stat_statements
+              WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    for (statement, _) in &statements {
+        let words = statement.to_lowercase();
+        for word in ["advisory", "listen", "notify", "pg_locks", "lock table"] {
+            assert!(!words.contains(word), "{statement}");
+        }
+    }
+    // And it is the drain that was seen.
+    let starts =
+        |(statement, _): &&(String, i64)| statement.contains("started_at = clock_timestamp()");
+    let n_starts: i64 = statements.iter().filter(starts).map(|(_, n_calls)| n_calls).sum();
+    assert!((1..=500).contains(&n_starts), "{statements:#?}");
+    let listening: i64 = reader
+        .query_one(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millhand listener'",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    assert_eq!(listening, 0);
+    worker.stop(Signal::TERM);
+    assert_clean(&database, &workshop);
+}
+
+#[test]
+fn threads_share_few_connections() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "pool_size = 3");
+    let mut command = workshop.millhand(["worker", "--type", "redis", "--threads", "40"]);
+    command.env("MILLHAND_POOL_SIZE", "3");
+    let worker = WorkerProcess::start(command);
+    wait_for_n_online(&database, 40);
+    let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 0.05}));
+    client::dispatch_many(&mut database.connect(), &vec![sleep; 400]).unwrap();
+    database.wait_for_all_final();
+    let n: i64 = database
+        .connect()
+        .query_one(
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE datname = current_database() AND application_name LIKE 'millhand %'",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    assert!((1..=4).contains(&n), "{n} connections of 40 threads, with the housekeeper's");
+    worker.stop(Signal::TERM);
+    assert_clean(&database, &workshop);
+}
+
+#[test]
+fn the_command_line_tells_workers_of_tasks_and_cancels() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let worker = deaf_worker(&workshop, &["--threads", "2"]);
+    wait_for_n_online(&database, 2);
+    for _ in 0..20 {
+        let said = run(&mut workshop.millhand(["dispatch", "millhand.noop", "--wait"]));
+        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""), "{}", worker.stderr());
+    }
+    let running = database.dispatch(&gate_task(&workshop, "gate", "never"));
+    waker(&workshop).wake().unwrap();
+    workshop.wait_at_gate(&database, "never");
+    let said = run(&mut workshop.millhand(["task", "cancel", &running.to_string()]));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    database.wait_for_state(running, TaskState::Canceled);
+    worker.stop(Signal::TERM);
+    assert_clean(&database, &workshop);
+}
+
+/// In each round a task in the one process and its successor in the other; the last
+/// of all could only be found by the poll if one end were not told.
+#[test]
+fn what_one_process_ends_another_starts_without_a_poll() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "[handlers.left]\ncommand = [\"true\"]\n");
+    let right = Workshop::with_redis(
+        &database,
+        workshop.redis.clone(),
+        "[handlers.right]\ncommand = [\"true\"]\n",
+    );
+    let workers = [deaf_worker(&workshop, &["--threads", "2"]), deaf_worker(&right, &[])];
+    wait_for_n_online(&database, 3);
+    let mut waker = waker(&workshop);
+    let mut connection = database.connect();
+    for _ in 0..30 {
+        let tasks: Vec<NewTask> = ["left", "left", "right", "left", "right", "millhand.noop"]
+            .into_iter()
+            .enumerate()
+            .map(|(number, name)| {
+                let task = NewTask::new(name);
+                // Two at once, and then what waits for both; the rest in a row.
+                if number < 2 {
+                    task.exclusive(format!("{number}"))
+                } else {
+                    task.exclusive("0").exclusive("1")
+                }
+            })
+            .collect();
+        client::dispatch_many(&mut connection, &tasks).unwrap();
+        waker.wake().unwrap();
+        database.wait_for_all_final();
+    }
+    for worker in workers {
+        worker.stop(Signal::TERM);
+    }
+    assert_clean(&database, &workshop);
+    assert_clean(&database, &right);
+}
+
+#[test]
+fn tasks_that_end_at_once_in_two_processes_free_what_waits_for_both() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "");
+    let workers =
+        [deaf_worker(&workshop, &["--threads", "4"]), deaf_worker(&workshop, &["--threads", "4"])];
+    wait_for_n_online(&database, 8);
+    let mut waker = waker(&workshop);
+    let mut connection = database.connect();
+    for _ in 0..200 {
+        // Short ones on their own, and one that waits for all of them.
+        let mut last = NewTask::new("millhand.noop");
+        let mut tasks = Vec::new();
+        for number in 0..8 {
+            tasks.push(NewTask::new("millhand.noop").exclusive(format!("{number}")));
+            last = last.exclusive(format!("{number}"));
+        }
+        tasks.push(last);
+        client::dispatch_many(&mut connection, &tasks).unwrap();
+        waker.wake().unwrap();
+        database.wait_for_all_final();
+    }
+    for worker in workers {
+        worker.stop(Signal::TERM);
+    }
+    assert_clean(&database, &workshop);
+}
+
+#[test]
+fn a_redis_that_evicts_keys_is_refused() {
+    let database = Database::new();
+    let server = start_redis();
+    let workshop = Workshop::with_redis(&database, Redis::of(&server), "");
+    for policy in ["allkeys-lru", "volatile-ttl"] {
+        redis::cmd("CONFIG")
+            .arg(&["SET", "maxmemory-policy", policy])
+            .query::<()>(&mut workshop.redis.connect())
+            .unwrap();
+        let said = run(&mut workshop.millhand(["worker", "--type", "redis", "--burst"]));
+        assert_eq!(said.code, Some(2), "{said:?}");
+        let last = said.stderr.lines().last().unwrap();
+        assert!(last.contains(&format!("maxmemory-policy {policy}")), "{last}");
+        assert!(last.contains("noeviction"), "{last}");
+    }
+}
+
+#[test]
+fn a_redis_that_is_not_there_is_named_without_its_password() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "");
+    let burst = |url: &str| {
+        let mut command = workshop.millhand(["worker", "--type", "redis", "--burst"]);
+        run(command.env("MILLHAND_REDIS_URL", url))
+    };
+    let said = burst("redis://me:geheim@127.0.0.1:1/5");
+    assert_eq!(said.code, Some(75), "{said:?}");
+    assert!(said.stderr.contains("could not connect to Redis at 127.0.0.1:1/5"), "{said:?}");
+    assert!(!said.stderr.contains("geheim"), "{said:?}");
+    let said = burst("http://me:geheim@127.0.0.1:1");
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.stderr.contains("the Redis URL cannot be read"), "{said:?}");
+    assert!(!said.stderr.contains("geheim"), "{said:?}");
+    let wrong = workshop.redis.url.replace("default:", "default:x");
+    let said = burst(&wrong);
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.stderr.contains("refuses the login"), "{said:?}");
+    let mut command = workshop.millhand(["worker", "--type", "redis", "--burst"]);
+    let said = run(command.env_remove("MILLHAND_REDIS_URL"));
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.stderr.contains("MILLHAND_REDIS_URL"), "{said:?}");
+}
+
+/// With no more rights than README asks for, and in another database of the server.
+#[test]
+fn a_restricted_user_is_enough() {
+    let database = Database::new();
+    let server = start_redis();
+    let mut redis = Redis::of(&server);
+    let mut admin = redis.connect();
+    let prefix = format!("{{{}}}:*", redis.prefix);
+    redis::cmd("ACL")
+        .arg(&["SETUSER", "worker", "on", ">secret", &format!("~{prefix}"), &format!("&{prefix}")])
+        .arg(&["+@read", "+@write", "+@scripting", "+@pubsub", "+@connection", "+info"])
+        .query::<()>(&mut admin)
+        .unwrap();
+    let (_, address) =
+        server.url().rsplit_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    redis.url = format!("redis://worker:secret@{}3", address.trim_end_matches('0'));
+    let workshop = Workshop::with_redis(&database, redis, GATE_HANDLERS);
+    let worker = deaf_worker(&workshop, &["--threads", "2"]);
+    wait_for_n_online(&database, 2);
+    let id = database.dispatch(&gate_task(&workshop, "gate", "a").exclusive("r").shared("s"));
+    waker(&workshop).wake().unwrap();
+    workshop.wait_at_gate(&database, "a");
+    let keyspace: String = redis::cmd("INFO").arg("keyspace").query(&mut admin).unwrap();
+    assert!(keyspace.contains("db3:") && !keyspace.contains("db0:"), "{keyspace}");
+    workshop.open_gate("a");
+    database.wait_for_state(id, TaskState::Completed);
+    let said = worker.stderr();
+    assert!(!said.contains("NOPERM") && !said.contains("does not tell"), "{said}");
+    worker.stop(Signal::TERM);
+    // KEYS is for the one who looks.
+    redis::cmd("ACL").arg(&["SETUSER", "worker", "+keys"]).query::<()>(&mut admin).unwrap();
+    assert_clean(&database, &workshop);
+}
+
+/// A Redis that takes TLS connections only, with a certificate of its own.
+struct TlsRedis {
+    server: Child,
+    folder: TempDir,
+    port: u16,
+}
+
+impl TlsRedis {
+    fn start() -> TlsRedis {
+        let folder = TempDir::with_prefix("millhand-test-").unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(file("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        drop(socket);
+        let server = Command::new("redis-server")
+            .args(["--port", "0", "--bind", "127.0.0.1", "--save", "", "--requirepass", "secret"])
+            .args(["--tls-auth-clients", "no", "--tls-port", &port.to_string()])
+            .arg("--tls-cert-file")
+            .arg(file("cert.pem"))
+            .arg("--tls-key-file")
+            .arg(file("key.pem"))
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let up = look_until(SOON, || std::net::TcpStream::connect(("127.0.0.1", port)));
+        up.unwrap();
+        TlsRedis { server, folder, port }
+    }
+}
+
+impl Drop for TlsRedis {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn a_connection_can_be_encrypted() {
+    let database = Database::new();
+    let server = TlsRedis::start();
+    let workshop = Workshop::new(&database, "");
+    database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
+    let burst = |certificates: &str| {
+        let mut command = workshop.millhand(["worker", "--type", "redis", "--burst"]);
+        let url = format!("rediss://:secret@localhost:{}/0", server.port);
+        run(command.env("MILLHAND_REDIS_URL", url).env("SSL_CERT_FILE", certificates))
+    };
+    let said = burst("/dev/null");
+    assert_eq!(said.code, Some(75), "a certificate that nobody vouches for: {said:?}");
+    assert!(!said.stderr.contains("secret"), "{said:?}");
+    let certificate = server.folder.path().join("cert.pem").display().to_string();
+    let said = burst(&certificate);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(database.tasks()[0].state, TaskState::Completed);
+    assert_clean(&database, &workshop);
+}
