@@ -239,13 +239,13 @@ fn all_sessions_cut_at_once_again_and_again() {
 }
 
 /// Notes each start of a task.
-const NOTED: &str = r#"
+pub(super) const NOTED: &str = r#"
 [handlers.noted]
 command = ["sh", "-c", "echo $MILLHAND_TASK_ID >>\"$0/starts\"; sleep 0.02", "{folder}"]
 "#;
 
 /// Short tasks on few resources, every fourth of them a command.
-fn dispatch_load(database: &Database, workshop: &Workshop, n: usize) -> Vec<TaskId> {
+pub(super) fn dispatch_load(database: &Database, workshop: &Workshop, n: usize) -> Vec<TaskId> {
     let folder = workshop.path().display().to_string();
     let tasks: Vec<NewTask> = (0..n)
         .map(|number| {
@@ -262,7 +262,7 @@ fn dispatch_load(database: &Database, workshop: &Workshop, n: usize) -> Vec<Task
 /// No command ran twice, and those that are said to have ended in good order
 /// did run.
 #[track_caller]
-fn assert_each_ran_once(database: &Database, workshop: &Workshop) {
+pub(super) fn assert_each_ran_once(database: &Database, workshop: &Workshop) {
     let starts = std::fs::read_to_string(workshop.path().join("starts")).unwrap();
     let mut started: Vec<&str> = starts.lines().collect();
     let n_starts = started.len();
@@ -276,7 +276,7 @@ fn assert_each_ran_once(database: &Database, workshop: &Workshop) {
     }
 }
 
-fn wait_for_n_final(database: &Database, n_final: i64) {
+pub(super) fn wait_for_n_final(database: &Database, n_final: i64) {
     let mut connection = database.connect();
     wait_until(database, &format!("{n_final} tasks are final"), SOON, || {
         let n: i64 = connection

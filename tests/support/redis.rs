@@ -1,5 +1,6 @@
 //! One private Redis for a test binary, one prefix for a test.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use millhand::server::PrivateRedis;
@@ -48,6 +49,31 @@ impl Redis {
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("TYPE").arg(kind);
         let _n: i64 = kill.query(&mut self.connect()).unwrap();
+    }
+
+    /// Who holds which task, an entry for each: owner, task, needs.
+    pub(crate) fn registry(&self) -> Vec<String> {
+        let mut list = redis::cmd("ZRANGE");
+        list.arg(format!("{{{}}}:registry", self.prefix)).arg(0).arg(-1);
+        list.query(&mut self.connect()).unwrap()
+    }
+
+    /// Every lock, and what says who holds it.
+    pub(crate) fn locks(&self) -> BTreeMap<String, String> {
+        let mut list = redis::cmd("HGETALL");
+        list.arg(format!("{{{}}}:locks", self.prefix));
+        list.query(&mut self.connect()).unwrap()
+    }
+
+    /// How often the server was given each command, by whomever.
+    pub(crate) fn calls(&self) -> BTreeMap<String, u64> {
+        let mut info = redis::cmd("INFO");
+        let text: String = info.arg("commandstats").query(&mut self.connect()).unwrap();
+        let calls = |line: &str| {
+            let (name, numbers) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name.to_owned(), numbers.split(',').next()?.parse().ok()?))
+        };
+        text.lines().filter_map(calls).collect()
     }
 
     /// The keys that are there, the epoch aside.
