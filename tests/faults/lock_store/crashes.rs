@@ -1,0 +1,249 @@
+//! Workers of type `redis` that are killed: between any two messages to a server, and
+//! again and again at any moment.
+
+use std::cell::RefCell;
+use std::thread;
+use std::time::Duration;
+
+use millhand::{Config, NewTask, Task, TaskId, TaskState, Waker, client};
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::wait_for_workers;
+use crate::server::{NOTED, assert_each_ran_once, dispatch_load};
+use crate::support::clean::assert_clean;
+use crate::support::database::Database;
+use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
+use crate::support::proxy::{Moment, Proxy};
+use crate::support::redis::{Redis, start_redis};
+use crate::support::{SOON, random, wait_until};
+
+/// More than that many workers' threads cannot have had a task each.
+const N_THREADS: usize = 2;
+
+/// A mill whose workers come and go, with a proxy on each way to a server.
+struct Street {
+    database: Database,
+    workshop: Workshop,
+    waker: RefCell<Waker>,
+    redis: (Proxy, String),
+    postgres: (Proxy, String),
+}
+
+impl Street {
+    fn new() -> Street {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, &format!("{NOTED}{GATE_HANDLERS}"));
+        let config = Config {
+            redis_url: Some(workshop.redis.url.clone()),
+            redis_prefix: workshop.redis.prefix.clone(),
+            ..Config::default()
+        };
+        Street {
+            waker: RefCell::new(Waker::new(&config).unwrap()),
+            redis: Proxy::of_redis(&workshop.redis.url),
+            postgres: Proxy::of_postgres(&database.url()),
+            database,
+            workshop,
+        }
+    }
+
+    /// A worker behind the proxies.
+    fn start_victim(&self) -> WorkerProcess {
+        let mut command = self.workshop.millhand(["worker", "--type", "redis"]);
+        command
+            .args(["--threads", &N_THREADS.to_string()])
+            .env("MILLHAND_REDIS_URL", &self.redis.1)
+            .env("MILLHAND_DATABASE_URL", &self.postgres.1)
+            // Polls are messages, too: fewer of them, and the rest counts.
+            .env("MILLHAND_POLL_INTERVAL", "1s");
+        let worker = WorkerProcess::start(command);
+        wait_for_workers(&self.database, N_THREADS);
+        wait_until(&self.database, "it listens", SOON, || {
+            let n = self.workshop.redis.n_listeners();
+            if n == 1 { Ok(()) } else { Err((n, worker.stderr())) }
+        });
+        worker
+    }
+
+    /// A command that goes on until it is canceled, one that ends by itself, and what
+    /// waits behind each of them. The first one is the one to be canceled.
+    fn dispatch(&self, gate: &str) -> Vec<TaskId> {
+        let folder = self.workshop.path().display().to_string();
+        let noop = || NewTask::new("millhand.noop");
+        let tasks = [
+            gate_task(&self.workshop, "gate", gate).exclusive("a").shared("s"),
+            noop().exclusive("a").shared("s"),
+            NewTask::new("noted").args(json!({ "folder": folder })).exclusive("b").shared("s"),
+            noop().exclusive("b"),
+            noop().exclusive("s"),
+        ];
+        let ids = client::dispatch_many(&mut self.database.connect(), &tasks).unwrap();
+        self.waker.borrow_mut().wake().unwrap();
+        ids
+    }
+
+    fn cancel(&self, id: TaskId) {
+        client::cancel(&mut self.database.connect(), id).unwrap();
+        self.waker.borrow_mut().cancel(id).unwrap();
+    }
+
+    fn tasks(&self, ids: &[TaskId]) -> Vec<Task> {
+        ids.iter().map(|id| self.database.task(*id)).collect()
+    }
+
+    fn n_unfinished(&self, ids: &[TaskId]) -> usize {
+        self.tasks(ids).iter().filter(|task| !task.state.is_final()).count()
+    }
+
+    /// Has a worker do some tasks and kills it at its message number `n` from when they
+    /// are there; whether it sends that many.
+    fn kill_at(&self, through: fn(&Street) -> &Proxy, n: usize, moment: Moment) -> bool {
+        let mut victim = self.start_victim();
+        through(self).arm(victim.pid(), n, moment);
+        let gate = format!("{n}-{moment:?}");
+        let ids = self.dispatch(&gate);
+        let mut is_canceled = false;
+        // What tells whether the command has begun.
+        let note = self.workshop.path().join(format!("at-{gate}"));
+        wait_until(&self.database, "it is dead, or done with all", SOON, || {
+            if through(self).has_struck() {
+                return Ok(());
+            }
+            if !is_canceled && note.exists() {
+                self.cancel(ids[0]);
+                is_canceled = true;
+            }
+            let left = (self.n_unfinished(&ids), self.workshop.redis.registry());
+            if left == (0, Vec::new()) { Ok(()) } else { Err((left, victim.stderr())) }
+        });
+        let was_struck = through(self).disarm();
+        if was_struck {
+            victim.wait(SOON);
+        } else {
+            victim.stop(Signal::TERM);
+        }
+        // Its warden settles what it had, at once.
+        assert_clean(&self.database, &self.workshop);
+        if !self.database.task(ids[0]).state.is_final() {
+            self.cancel(ids[0]);
+        }
+        if self.n_unfinished(&ids) > 0 {
+            let mut other = self.workshop.worker("redis", &["--burst", "--threads", "2"]);
+            assert!(other.wait(SOON).success(), "{}", other.stderr());
+        }
+        self.assert_done(&ids, was_struck);
+        was_struck
+    }
+
+    /// Asserts that all tasks are final, and that only those failed that the dead worker
+    /// ran.
+    #[track_caller]
+    fn assert_done(&self, ids: &[TaskId], was_struck: bool) {
+        let tasks = self.tasks(ids);
+        let failed: Vec<&Task> =
+            tasks.iter().filter(|task| task.state == TaskState::Failed).collect();
+        assert!(failed.len() <= if was_struck { N_THREADS } else { 0 }, "{failed:#?}");
+        for task in failed {
+            assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{task:?}");
+        }
+        for (index, task) in tasks.iter().enumerate() {
+            let expected = if index == 0 { TaskState::Canceled } else { TaskState::Completed };
+            assert!([expected, TaskState::Failed].contains(&task.state), "{task:?}");
+        }
+    }
+}
+
+/// Kills a worker at each message of a round of tasks, one after the other, until it
+/// has no more.
+fn kill_at_each(through: fn(&Street) -> &Proxy) {
+    let street = Street::new();
+    for moment in [Moment::BeforeMessage, Moment::BeforeAnswer] {
+        let n_messages = (1..).find(|n| !street.kill_at(through, *n, moment)).unwrap();
+        // At least a lock taken and let go for each task that does not pass it on.
+        assert!(n_messages > 6, "only {n_messages} messages");
+    }
+    assert_each_ran_once(&street.database, &street.workshop);
+    assert_clean(&street.database, &street.workshop);
+}
+
+#[test]
+fn a_worker_killed_at_any_message_to_the_lock_store_leaves_nothing() {
+    kill_at_each(|street| &street.redis.0);
+}
+
+#[test]
+fn a_worker_killed_at_any_message_to_the_database_leaves_nothing() {
+    kill_at_each(|street| &street.postgres.0);
+}
+
+/// How many starts the crash loop has.
+const N_STARTS: usize = 100;
+
+/// Keys of others in the same Redis.
+const N_FOREIGN_KEYS: u64 = 100_000;
+
+/// A worker under the name that all have.
+fn start_same(workshop: &Workshop) -> WorkerProcess {
+    workshop.worker("redis", &["--threads", "2", "--name-template", "same"])
+}
+
+/// Waits until all that is left of workers that were killed is gone.
+fn wait_for_quiet(database: &Database, workshop: &Workshop) {
+    wait_until(database, "no process is left", SOON, || {
+        let processes = workshop.processes();
+        if processes.is_empty() { Ok(()) } else { Err(processes) }
+    });
+    wait_for_workers(database, 0);
+}
+
+/// Starts a worker with nothing to do but one task, kills it when it has done that, and
+/// returns how many commands Redis was given meanwhile.
+fn n_calls_of_a_start(database: &Database, workshop: &Workshop) -> u64 {
+    wait_for_quiet(database, workshop);
+    let n_calls = || workshop.redis.calls().values().sum::<u64>();
+    let before = n_calls();
+    let worker = start_same(workshop);
+    let id = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
+    database.wait_for_state(id, TaskState::Completed);
+    worker.kill();
+    wait_for_quiet(database, workshop);
+    n_calls() - before
+}
+
+#[test]
+fn a_crash_loop_under_one_name_leaves_nothing_and_never_looks_through_all_keys() {
+    let server = start_redis();
+    let database = Database::new();
+    let workshop = Workshop::with_redis(&database, Redis::of(&server), NOTED);
+    redis::cmd("EVAL")
+        .arg("for i = 1, ARGV[1] do redis.call('SET', 'foreign:' .. i, i) end")
+        .arg(0)
+        .arg(N_FOREIGN_KEYS)
+        .exec(&mut workshop.redis.connect())
+        .unwrap();
+    let of_first = n_calls_of_a_start(&database, &workshop);
+    for _ in 2..N_STARTS {
+        dispatch_load(&database, &workshop, 6);
+        let worker = start_same(&workshop);
+        // Any moment from before it has registered to when it has ended some tasks.
+        thread::sleep(Duration::from_millis(random() % 300));
+        worker.kill();
+    }
+    let last = start_same(&workshop);
+    database.wait_for_all_final();
+    last.kill();
+    let of_last = n_calls_of_a_start(&database, &workshop);
+    assert!(of_last <= of_first, "{of_first} commands at first, {of_last} in the end");
+    for (name, n) in workshop.redis.calls() {
+        assert!(!["keys", "scan"].contains(&name.as_str()), "{n} calls of {name}");
+    }
+    let tasks = database.tasks();
+    let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == TaskState::Failed).collect();
+    assert!(!failed.is_empty(), "no worker was killed while it was at work");
+    for task in failed {
+        assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{task:?}");
+    }
+    assert_each_ran_once(&database, &workshop);
+    assert_clean(&database, &workshop);
+}

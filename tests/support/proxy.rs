@@ -1,0 +1,217 @@
+//! A proxy between a worker and a server that kills the worker at a message of the
+//! test's choice.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use postgres::config::Host;
+use rustix::net::Shutdown;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// When a worker is killed, as far as one message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// The server never gets it.
+    BeforeMessage,
+    /// The server has answered, and the worker never learns of it.
+    BeforeAnswer,
+}
+
+/// Whom to kill, and when.
+#[derive(Debug)]
+struct Plan {
+    pid: Pid,
+    /// How many messages are still let through.
+    n_left: usize,
+    moment: Moment,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    plan: Option<Plan>,
+    has_struck: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Server {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+/// What the threads of a proxy share.
+#[derive(Debug)]
+struct Shared {
+    server: Server,
+    state: Mutex<State>,
+    ended: AtomicBool,
+}
+
+/// Passes everything on in both directions for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    address: String,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// In front of the Redis with this URL, and the URL through the proxy.
+    pub(crate) fn of_redis(url: &str) -> (Proxy, String) {
+        let client = redis::Client::open(url).unwrap();
+        let address = client.get_connection_info().addr().to_string();
+        let proxy = Proxy::start(Server::Tcp(address.clone()));
+        let url = url.replace(&address, &proxy.address);
+        (proxy, url)
+    }
+
+    /// In front of the Postgres with this URL, which has a Unix socket, and the URL
+    /// through the proxy.
+    pub(crate) fn of_postgres(url: &str) -> (Proxy, String) {
+        let parameters: postgres::Config = url.parse().unwrap();
+        let [Host::Unix(folder)] = parameters.get_hosts() else { panic!("no Unix socket") };
+        let socket = folder.join(format!(".s.PGSQL.{}", parameters.get_ports()[0]));
+        let proxy = Proxy::start(Server::Unix(socket));
+        let (user, name) = (parameters.get_user().unwrap(), parameters.get_dbname().unwrap());
+        let url = format!("postgresql://{user}@{}/{name}", proxy.address);
+        (proxy, url)
+    }
+
+    fn start(server: Server) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (state, ended) = (Mutex::default(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { server, state, ended });
+        let of_thread = shared.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                if of_thread.ended.load(Ordering::Acquire) {
+                    return;
+                }
+                pass_on(&of_thread, client.unwrap());
+            }
+        });
+        Proxy { address, shared }
+    }
+
+    /// Kills this process at its message number `n`, counted from 1 and from now.
+    pub(crate) fn arm(&self, pid: u32, n: usize, moment: Moment) {
+        let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+        let plan = Some(Plan { pid, n_left: n - 1, moment });
+        *self.shared.state() = State { plan, has_struck: false };
+    }
+
+    /// Kills nobody any more; whether it has.
+    pub(crate) fn disarm(&self) -> bool {
+        let mut state = self.shared.state();
+        state.plan = None;
+        state.has_struck
+    }
+
+    pub(crate) fn has_struck(&self) -> bool {
+        self.shared.state().has_struck
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+        // It waits for a connection.
+        let _ = TcpStream::connect(&self.address);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a message, and says what to do if it is the one.
+    fn count(&self) -> Option<Moment> {
+        let mut state = self.state();
+        let plan = state.plan.as_mut()?;
+        if plan.n_left > 0 {
+            plan.n_left -= 1;
+            return None;
+        }
+        let moment = plan.moment;
+        if moment == Moment::BeforeMessage {
+            state.strike();
+        } else {
+            // Others that come meanwhile are not the one.
+            plan.n_left = usize::MAX;
+        }
+        Some(moment)
+    }
+}
+
+impl State {
+    fn strike(&mut self) {
+        if let Some(plan) = self.plan.take() {
+            kill_process(plan.pid, Signal::KILL).unwrap();
+            self.has_struck = true;
+        }
+    }
+}
+
+/// Serves one connection, on threads of its own. What one side ends is ended on the
+/// other, too.
+fn pass_on(shared: &Arc<Shared>, client: TcpStream) {
+    let server = match &shared.server {
+        Server::Tcp(address) => TcpStream::connect(address).map(OwnedFd::from),
+        Server::Unix(path) => UnixStream::connect(path).map(OwnedFd::from),
+    };
+    // Without a server the client finds its connection closed.
+    let Ok(server) = server else { return };
+    client.set_nodelay(true).unwrap();
+    // Sockets of either kind are read and written like files.
+    let (client, server) = (File::from(OwnedFd::from(client)), File::from(server));
+    let (to_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    // Whether the next answer is the one.
+    let strikes = Arc::new(AtomicBool::new(false));
+    let (of_questions, of_answers) = (shared.clone(), shared.clone());
+    let (question_strikes, answer_strikes) = (strikes.clone(), strikes);
+    thread::spawn(move || {
+        copy(client, server, || match of_questions.count() {
+            Some(Moment::BeforeMessage) => false,
+            Some(Moment::BeforeAnswer) => {
+                question_strikes.store(true, Ordering::Release);
+                true
+            }
+            None => true,
+        });
+    });
+    thread::spawn(move || {
+        copy(from_server, to_client, || {
+            if answer_strikes.load(Ordering::Acquire) {
+                of_answers.state().strike();
+                return false;
+            }
+            true
+        });
+        // Some messages have no answer but the end of the connection.
+        if answer_strikes.load(Ordering::Acquire) {
+            of_answers.state().strike();
+        }
+    });
+}
+
+/// Copies until either side ends, or until `passes` says of what was just read that
+/// it does not pass; then ends both sides.
+fn copy(mut from: File, mut to: File, mut passes: impl FnMut() -> bool) {
+    let mut buffer = [0; 1 << 16];
+    while let Ok(n) = from.read(&mut buffer)
+        && n > 0
+        && passes()
+        && to.write_all(&buffer[..n]).is_ok()
+    {}
+    for socket in [&from, &to] {
+        // The other direction may have ended it already.
+        let _ = rustix::net::shutdown(socket, Shutdown::Both);
+    }
+}
