@@ -231,35 +231,39 @@ impl BackEnd for RedisBackEnd {
         messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
         connected();
         self.is_back();
-        let mut last_heard = Instant::now();
+        let (mut last_heard, mut last_asked) = (Instant::now(), Instant::now());
+        let process = shared.identity.process.as_bytes();
         while !shared.has_ended() {
             match messages.get_message() {
-                Ok(message) if self.store.is_cancel_channel(message.get_channel_name()) => {
-                    let text: String = message.get_payload().map_err(fail)?;
-                    if let Ok(id) = text.parse::<TaskId>() {
-                        shared.tell_all(Event::Cancel(id));
+                Ok(message) => {
+                    last_heard = Instant::now();
+                    if self.store.is_cancel_channel(message.get_channel_name()) {
+                        let text: String = message.get_payload().map_err(fail)?;
+                        if let Ok(id) = text.parse::<TaskId>() {
+                            shared.tell_all(Event::Cancel(id));
+                        }
+                    } else if message.get_payload_bytes() != process {
+                        // What this process says to others is no news to it.
+                        self.ring();
                     }
                 }
-                // What this process says to others is no news to it.
-                Ok(message)
-                    if message.get_payload_bytes() == shared.identity.process.as_bytes() => {}
-                Ok(_) => self.ring(),
-                Err(error) if error.is_timeout() => {
-                    let is_down = !self.store.is_up();
-                    if !is_down && last_heard.elapsed() < PING_INTERVAL {
-                        continue;
-                    }
-                    messages.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
-                    messages.ping::<redis::Value>().map_err(fail)?;
-                    messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
-                    if is_down {
-                        log::info!("Redis at {} is back", self.store.place());
-                        self.is_back();
-                    }
-                }
+                Err(error) if error.is_timeout() => {}
                 Err(error) => return Err(fail(error)),
             }
-            last_heard = Instant::now();
+            let is_down = !self.store.is_up();
+            // Not only in silence: others may have much to say all the time.
+            let is_due = is_down && last_asked.elapsed() >= LOOK;
+            if !is_due && last_heard.elapsed() < PING_INTERVAL {
+                continue;
+            }
+            messages.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
+            messages.ping::<redis::Value>().map_err(fail)?;
+            messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
+            (last_heard, last_asked) = (Instant::now(), Instant::now());
+            if is_down {
+                log::info!("Redis at {} is back", self.store.place());
+                self.is_back();
+            }
         }
         Ok(())
     }
