@@ -3,15 +3,17 @@
 //! Nothing in it is truth and nothing in it is a lease: whatever becomes of it, no
 //! task fails, none runs twice, and the order holds.
 
-/// Workers that are killed at each message and at any moment.
+/// Workers that are killed or cut off at each message, and killed at any moment.
 mod crashes;
 
 use std::collections::BTreeSet;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use millhand::server::PrivateRedis;
-use millhand::{NewTask, TaskId, TaskState, client, fleet};
+use millhand::{Config, NewTask, TaskId, TaskState, Waker, client, fleet};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::{NOTED, assert_each_ran_once, dispatch_load, wait_for_n_final};
@@ -54,6 +56,16 @@ fn start_worker(workshop: &Workshop, ttl: &str, threads: usize) -> WorkerProcess
     let mut command = workshop.millhand(["worker", "--type", "redis"]);
     command.env("MILLHAND_TTL", ttl).args(["--threads", &threads.to_string()]);
     WorkerProcess::start(command)
+}
+
+/// What tells the workers of type `redis` of a dispatch or a cancel.
+fn waker(workshop: &Workshop) -> Waker {
+    let config = Config {
+        redis_url: Some(workshop.redis.url.clone()),
+        redis_prefix: workshop.redis.prefix.clone(),
+        ..Config::default()
+    };
+    Waker::new(&config).unwrap()
 }
 
 fn n_started(database: &Database) -> usize {
@@ -211,6 +223,56 @@ fn a_lock_store_frozen_for_longer_than_the_ttl_under_load_ends_no_lease() {
     mill.database.wait_for_state(late, TaskState::Completed);
     assert_eq!(worker_ids(&mill.database), ids);
     mill.finish();
+}
+
+/// Somebody who wakes all workers again and again for as long as this value lives.
+struct Chatter {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Chatter {
+    fn start(workshop: &Workshop) -> Chatter {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (has_ended, mut waker) = (ended.clone(), waker(workshop));
+        let thread = thread::spawn(move || {
+            while !has_ended.load(Ordering::Relaxed) {
+                // It may be cut off, too.
+                let _ = waker.wake();
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Chatter { ended, thread: Some(thread) }
+    }
+}
+
+impl Drop for Chatter {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Others have much to say: the listener of a worker that has lost its other connections
+/// is never without a message for as long as it would take to become suspicious.
+#[test]
+fn a_worker_that_hears_all_the_time_notices_that_the_lock_store_is_back() {
+    let server = start_redis();
+    let database = Database::new();
+    let workshop = Workshop::with_redis(&database, Redis::of(&server), "");
+    let worker = start_worker(&workshop, TTL, 1);
+    wait_for_workers(&database, 1);
+    let chatter = Chatter::start(&workshop);
+    wait_until(&database, "it takes the lock store for lost", SOON, || {
+        workshop.redis.kill_clients("normal");
+        let stderr = worker.stderr();
+        if stderr.contains("nothing new is started") { Ok(()) } else { Err(stderr) }
+    });
+    let id = database.dispatch(&NewTask::new("millhand.noop"));
+    database.wait_for_state(id, TaskState::Completed);
+    drop(chatter);
+    worker.stop(Signal::TERM);
+    assert_clean(&database, &workshop);
 }
 
 /// The tests of the processes see to the rest of this: the command is dead before its

@@ -1,5 +1,5 @@
-//! A proxy between a worker and a server that kills the worker at a message of the
-//! test's choice.
+//! A proxy between a worker and a server that kills the worker, or only cuts its
+//! connection, at a message of the test's choice.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use postgres::config::Host;
 use rustix::net::Shutdown;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// When a worker is killed, as far as one message goes.
+/// When it strikes, as far as one message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
     /// The server never gets it.
@@ -24,10 +24,10 @@ pub(crate) enum Moment {
     BeforeAnswer,
 }
 
-/// Whom to kill, and when.
+/// Whom to kill, if not only the connection is to be cut, and when.
 #[derive(Debug)]
 struct Plan {
-    pid: Pid,
+    pid: Option<Pid>,
     /// How many messages are still let through.
     n_left: usize,
     moment: Moment,
@@ -99,14 +99,15 @@ impl Proxy {
         Proxy { address, shared }
     }
 
-    /// Kills this process at its message number `n`, counted from 1 and from now.
-    pub(crate) fn arm(&self, pid: u32, n: usize, moment: Moment) {
-        let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    /// Kills this process, if any, and cuts the connection at message number `n`,
+    /// counted from 1 and from now.
+    pub(crate) fn arm(&self, pid: Option<u32>, n: usize, moment: Moment) {
+        let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let plan = Some(Plan { pid, n_left: n - 1, moment });
         *self.shared.state() = State { plan, has_struck: false };
     }
 
-    /// Kills nobody any more; whether it has.
+    /// Does no harm any more; whether it has.
     pub(crate) fn disarm(&self) -> bool {
         let mut state = self.shared.state();
         state.plan = None;
@@ -153,7 +154,9 @@ impl Shared {
 impl State {
     fn strike(&mut self) {
         if let Some(plan) = self.plan.take() {
-            kill_process(plan.pid, Signal::KILL).unwrap();
+            if let Some(pid) = plan.pid {
+                kill_process(pid, Signal::KILL).unwrap();
+            }
             self.has_struck = true;
         }
     }

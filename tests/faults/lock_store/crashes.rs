@@ -1,15 +1,15 @@
-//! Workers of type `redis` that are killed: between any two messages to a server, and
+//! Workers of type `redis` that are killed or cut off: at any message to a server, and
 //! again and again at any moment.
 
 use std::cell::RefCell;
 use std::thread;
 use std::time::Duration;
 
-use millhand::{Config, NewTask, Task, TaskId, TaskState, Waker, client};
+use millhand::{NewTask, Task, TaskId, TaskState, Waker, client};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::wait_for_workers;
+use super::{wait_for_workers, waker};
 use crate::server::{NOTED, assert_each_ran_once, dispatch_load};
 use crate::support::clean::assert_clean;
 use crate::support::database::Database;
@@ -34,13 +34,8 @@ impl Street {
     fn new() -> Street {
         let database = Database::new();
         let workshop = Workshop::new(&database, &format!("{NOTED}{GATE_HANDLERS}"));
-        let config = Config {
-            redis_url: Some(workshop.redis.url.clone()),
-            redis_prefix: workshop.redis.prefix.clone(),
-            ..Config::default()
-        };
         Street {
-            waker: RefCell::new(Waker::new(&config).unwrap()),
+            waker: RefCell::new(waker(&workshop)),
             redis: Proxy::of_redis(&workshop.redis.url),
             postgres: Proxy::of_postgres(&database.url()),
             database,
@@ -96,28 +91,41 @@ impl Street {
         self.tasks(ids).iter().filter(|task| !task.state.is_final()).count()
     }
 
-    /// Has a worker do some tasks and kills it at its message number `n` from when they
-    /// are there; whether it sends that many.
-    fn kill_at(&self, through: fn(&Street) -> &Proxy, n: usize, moment: Moment) -> bool {
-        let mut victim = self.start_victim();
-        through(self).arm(victim.pid(), n, moment);
-        let gate = format!("{n}-{moment:?}");
-        let ids = self.dispatch(&gate);
+    /// Waits until these tasks are done, or `is_over`. The first one is canceled when its
+    /// command has begun.
+    #[track_caller]
+    fn see_through(&self, ids: &[TaskId], gate: &str, is_over: impl Fn() -> bool) {
         let mut is_canceled = false;
-        // What tells whether the command has begun.
         let note = self.workshop.path().join(format!("at-{gate}"));
-        wait_until(&self.database, "it is dead, or done with all", SOON, || {
-            if through(self).has_struck() {
+        wait_until(&self.database, "they are done", SOON, || {
+            if is_over() {
                 return Ok(());
             }
             if !is_canceled && note.exists() {
                 self.cancel(ids[0]);
                 is_canceled = true;
             }
-            let left = (self.n_unfinished(&ids), self.workshop.redis.registry());
-            if left == (0, Vec::new()) { Ok(()) } else { Err((left, victim.stderr())) }
+            match self.n_unfinished(ids) {
+                0 => Ok(()),
+                n => Err(n),
+            }
         });
-        let was_struck = through(self).disarm();
+    }
+
+    /// Has a worker do some tasks and kills it at its message number `n` from when they
+    /// are there; whether it sends that many.
+    fn kill_at(&self, proxy: &Proxy, n: usize, moment: Moment) -> bool {
+        let mut victim = self.start_victim();
+        proxy.arm(Some(victim.pid()), n, moment);
+        let gate = format!("{n}-{moment:?}");
+        let ids = self.dispatch(&gate);
+        self.see_through(&ids, &gate, || proxy.has_struck());
+        // It lets go of the last locks after that.
+        wait_until(&self.database, "it is dead, or has no lock left", SOON, || {
+            let registry = self.workshop.redis.registry();
+            if proxy.has_struck() || registry.is_empty() { Ok(()) } else { Err(registry) }
+        });
+        let was_struck = proxy.disarm();
         if was_struck {
             victim.wait(SOON);
         } else {
@@ -132,20 +140,36 @@ impl Street {
             let mut other = self.workshop.worker("redis", &["--burst", "--threads", "2"]);
             assert!(other.wait(SOON).success(), "{}", other.stderr());
         }
-        self.assert_done(&ids, was_struck);
+        self.assert_done(&ids, was_struck.then_some("has gone missing"));
         was_struck
     }
 
-    /// Asserts that all tasks are final, and that only those failed that the dead worker
-    /// ran.
+    /// Has a worker do some tasks and cuts its connection at its message number `n` from
+    /// when they are there; whether it sends that many.
+    fn cut_at(&self, proxy: &Proxy, n: usize, moment: Moment) -> bool {
+        let worker = self.start_victim();
+        proxy.arm(None, n, moment);
+        let gate = format!("cut-{n}-{moment:?}");
+        let ids = self.dispatch(&gate);
+        self.see_through(&ids, &gate, || false);
+        let was_struck = proxy.disarm();
+        worker.stop(Signal::TERM);
+        assert_clean(&self.database, &self.workshop);
+        // No claim is in a connection to Redis.
+        let is_claim_lost = was_struck && std::ptr::eq(proxy, &self.postgres.0);
+        self.assert_done(&ids, is_claim_lost.then_some("lost its connection to Postgres"));
+        was_struck
+    }
+
+    /// Asserts that all tasks are final, and that none failed but for this reason.
     #[track_caller]
-    fn assert_done(&self, ids: &[TaskId], was_struck: bool) {
+    fn assert_done(&self, ids: &[TaskId], reason: Option<&str>) {
         let tasks = self.tasks(ids);
         let failed: Vec<&Task> =
             tasks.iter().filter(|task| task.state == TaskState::Failed).collect();
-        assert!(failed.len() <= if was_struck { N_THREADS } else { 0 }, "{failed:#?}");
+        assert!(failed.len() <= reason.map_or(0, |_| N_THREADS), "{failed:#?}");
         for task in failed {
-            assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{task:?}");
+            assert!(task.error.as_ref().unwrap().contains(reason.unwrap()), "{task:?}");
         }
         for (index, task) in tasks.iter().enumerate() {
             let expected = if index == 0 { TaskState::Canceled } else { TaskState::Completed };
@@ -154,13 +178,12 @@ impl Street {
     }
 }
 
-/// Kills a worker at each message of a round of tasks, one after the other, until it
-/// has no more.
-fn kill_at_each(through: fn(&Street) -> &Proxy) {
-    let street = Street::new();
+/// Strikes at each message of a round of tasks, one after the other, until there are no
+/// more of them.
+fn at_each_message(street: &Street, strike: impl Fn(usize, Moment) -> bool) {
     for moment in [Moment::BeforeMessage, Moment::BeforeAnswer] {
-        let n_messages = (1..).find(|n| !street.kill_at(through, *n, moment)).unwrap();
-        // At least a lock taken and let go for each task that does not pass it on.
+        let n_messages = (1..).find(|n| !strike(*n, moment)).unwrap();
+        // At least one to start and one to end each task that is not joined to another.
         assert!(n_messages > 6, "only {n_messages} messages");
     }
     assert_each_ran_once(&street.database, &street.workshop);
@@ -169,12 +192,26 @@ fn kill_at_each(through: fn(&Street) -> &Proxy) {
 
 #[test]
 fn a_worker_killed_at_any_message_to_the_lock_store_leaves_nothing() {
-    kill_at_each(|street| &street.redis.0);
+    let street = Street::new();
+    at_each_message(&street, |n, moment| street.kill_at(&street.redis.0, n, moment));
 }
 
 #[test]
 fn a_worker_killed_at_any_message_to_the_database_leaves_nothing() {
-    kill_at_each(|street| &street.postgres.0);
+    let street = Street::new();
+    at_each_message(&street, |n, moment| street.kill_at(&street.postgres.0, n, moment));
+}
+
+#[test]
+fn a_connection_to_the_lock_store_cut_at_any_message_is_made_anew() {
+    let street = Street::new();
+    at_each_message(&street, |n, moment| street.cut_at(&street.redis.0, n, moment));
+}
+
+#[test]
+fn a_connection_to_the_database_cut_at_any_message_is_made_anew() {
+    let street = Street::new();
+    at_each_message(&street, |n, moment| street.cut_at(&street.postgres.0, n, moment));
 }
 
 /// How many starts the crash loop has.
