@@ -257,14 +257,25 @@ impl Link {
         for Wanted { task, needs, passed_on } in wanted {
             call.arg(task.0).arg(needs).arg(passed_on);
         }
-        let got: Option<Vec<i64>> = self.call("could not exchange locks in", &call)?;
+        let got: Option<Vec<(i64, String)>> = self.call("could not exchange locks in", &call)?;
         let Some(got) = got else { return Ok(None) };
-        let lock_of = |(task, owner): (i64, &&str)| {
+        let lock_of = |(task, owner): (i64, String)| {
             let wanted = wanted.iter().find(|wanted| wanted.task.0 == task)?;
-            let (task, needs) = (wanted.task, wanted.needs.clone());
-            Some(Lock { owner: (*owner).to_owned(), task, needs })
+            Some(Lock { owner, task: wanted.task, needs: wanted.needs.clone() })
         };
-        Ok(Some(got.into_iter().zip(owners).filter_map(lock_of).collect()))
+        Ok(Some(got.into_iter().filter_map(lock_of).collect()))
+    }
+
+    /// Lets go of all that this owner holds.
+    pub(crate) fn release_all_of(&mut self, owner: &str) -> Result<(), Error> {
+        let mut range = redis::cmd("ZRANGE");
+        // Between "owner " and "owner!", the next character after the blank.
+        range.arg(&self.store.keys[2]).arg(format!("[{owner} ")).arg(format!("({owner}!"));
+        range.arg("BYLEX");
+        let entries: Vec<String> =
+            self.attempt("could not list the locks in", |connection| range.query(connection))?;
+        let locks: Vec<Lock> = entries.iter().filter_map(|entry| parse(entry)).collect();
+        self.release(&locks, None)
     }
 
     /// Lets go of these locks.
@@ -318,11 +329,10 @@ impl Link {
 
     /// Every lock that is held, by whomever.
     pub(crate) fn registry(&mut self) -> Result<Vec<Lock>, Error> {
-        let store = self.store.clone();
-        let connection = self.open()?;
-        let entries: Result<Vec<String>, RedisError> =
-            redis::cmd("ZRANGE").arg(&store.keys[2]).arg(0).arg(-1).query(connection);
-        let entries = entries.map_err(|error| self.lose("could not list the locks in", error))?;
+        let mut range = redis::cmd("ZRANGE");
+        range.arg(&self.store.keys[2]).arg(0).arg(-1);
+        let entries: Vec<String> =
+            self.attempt("could not list the locks in", |connection| range.query(connection))?;
         Ok(entries.iter().filter_map(|entry| parse(entry)).collect())
     }
 

@@ -22,11 +22,11 @@
 --            in the transaction that starts these, with the values under which they
 --            do not count; or nothing
 --
--- Result: a list of the tasks whose locks it got, all of a task or none, the first
--- for the first owner; false, and none is taken, if the epoch is another one.
+-- Result: a list of the tasks whose locks it got, all of a task or none, each
+-- followed by its owner; false, and none is taken, if the epoch is another one.
 --
 -- Everything may be sent twice, because an answer may get lost: what is not in the
--- registry is not let go again, and what an owner holds already is a success.
+-- registry is not let go again, and what one of the owners holds already is a success.
 -- Who tried a lock in vain is woken when it is let go.
 
 -- A few calls for all tasks, with as many arguments as Lua can pass.
@@ -126,16 +126,31 @@ call('HMGET', KEYS[2], names, function(values, i)
     held[names[i + j - 1]] = value
   end
 end)
-local got, fields, entries, tried = {}, {}, {}, {}
+local is_idle = {}
+for i = first_owner, first_owner + n_owners - 1 do
+  is_idle[ARGV[i]] = true
+end
+local got = {}
 for _, task in ipairs(tasks) do
-  if #got == n_owners then
+  local owner = held['t' .. task.id]
+  if is_idle[owner] then
+    is_idle[owner] = false
+    got[#got + 1] = task.id
+    got[#got + 1] = owner
+    task.is_held = true
+  end
+end
+local fields, entries, tried = {}, {}, {}
+local next_owner = first_owner
+for _, task in ipairs(tasks) do
+  while next_owner < first_owner + n_owners and not is_idle[ARGV[next_owner]] do
+    next_owner = next_owner + 1
+  end
+  if next_owner == first_owner + n_owners then
     break
   end
-  local owner = ARGV[first_owner + #got]
-  if held['t' .. task.id] == owner then
-    got[#got + 1] = task.id
-  else
-    local is_free = true
+  local is_free = not task.is_held
+  if is_free then
     for i = task.first, task.last do
       local name = names[i]
       if held[name] and held[name] ~= task.passed_on[name] then
@@ -143,21 +158,24 @@ for _, task in ipairs(tasks) do
         tried[#tried + 1] = name
       end
     end
-    if is_free then
-      fields[#fields + 1] = 't' .. task.id
-      fields[#fields + 1] = owner
-      for _, resource in ipairs(task.exclusive) do
-        held['x' .. resource] = task.id
-        fields[#fields + 1] = 'x' .. resource
-        fields[#fields + 1] = task.id
-      end
-      for _, resource in ipairs(task.shared) do
-        held['s' .. resource] = tostring(redis.call('HINCRBY', KEYS[2], 's' .. resource, 1))
-      end
-      entries[#entries + 1] = 0
-      entries[#entries + 1] = owner .. ' ' .. task.id .. ' ' .. task.needs
-      got[#got + 1] = task.id
+  end
+  if is_free then
+    local owner = ARGV[next_owner]
+    is_idle[owner] = false
+    fields[#fields + 1] = 't' .. task.id
+    fields[#fields + 1] = owner
+    for _, resource in ipairs(task.exclusive) do
+      held['x' .. resource] = task.id
+      fields[#fields + 1] = 'x' .. resource
+      fields[#fields + 1] = task.id
     end
+    for _, resource in ipairs(task.shared) do
+      held['s' .. resource] = tostring(redis.call('HINCRBY', KEYS[2], 's' .. resource, 1))
+    end
+    entries[#entries + 1] = 0
+    entries[#entries + 1] = owner .. ' ' .. task.id .. ' ' .. task.needs
+    got[#got + 1] = task.id
+    got[#got + 1] = owner
   end
 end
 call('HSET', KEYS[2], fields)

@@ -1,7 +1,7 @@
 //! A turn of several workers: look, locks, one transaction, and then the locks of
 //! what has ended.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use postgres::error::DbError;
@@ -81,6 +81,12 @@ impl<'a> Leader<'a> {
     pub(super) fn forget(&mut self, owner: &str) {
         self.back_end.forget(owner);
         self.release();
+        // And what it was given in answers that got lost.
+        if self.back_end.store.is_up()
+            && let Err(error) = self.link.release_all_of(owner)
+        {
+            self.is_down(&error);
+        }
     }
 
     /// There is a task that was not there before.
@@ -252,7 +258,9 @@ impl<'a> Leader<'a> {
                 break;
             }
             let wanted: Vec<Wanted> = places.iter().map(wanted).collect();
-            got.extend(self.acquire_in_epoch(session, &owners[got.len()..], &wanted)?);
+            let has_none = |owner: &&&str| !got.iter().any(|lock: &Lock| lock.owner == **owner);
+            let owners: Vec<&str> = owners.iter().filter(has_none).copied().collect();
+            got.extend(self.acquire_in_epoch(session, &owners, &wanted)?);
         }
         Ok(got)
     }
@@ -308,8 +316,7 @@ impl<'a> Leader<'a> {
     fn commit(
         session: &mut Session,
         ends: &[End],
-        got: &[Lock],
-        hands: &[&Hand],
+        given: &[(Lock, &Hand)],
     ) -> Result<Committed, postgres::Error> {
         let outcomes = || ends.iter().map(|end| &end.ended.outcome);
         let rows = session.client.query(
@@ -321,8 +328,8 @@ impl<'a> Leader<'a> {
                 &outcomes().map(|outcome| outcome.result.as_ref()).collect::<Vec<_>>(),
                 &outcomes().map(|outcome| outcome.error.as_ref()).collect::<Vec<_>>(),
                 &outcomes().map(|outcome| outcome.log.as_ref()).collect::<Vec<_>>(),
-                &got.iter().map(|lock| lock.task.0).collect::<Vec<_>>(),
-                &hands.iter().take(got.len()).map(|hand| hand.worker).collect::<Vec<_>>(),
+                &given.iter().map(|(lock, _)| lock.task.0).collect::<Vec<_>>(),
+                &given.iter().map(|(_, hand)| hand.worker).collect::<Vec<_>>(),
             ],
         )?;
         let mut committed = Committed::default();
@@ -350,7 +357,7 @@ impl<'a> Leader<'a> {
         let n = if is_up { hands.len() } else { 0 };
         let (mut session, mut found) = self.look(joint, n)?;
         let mut conclusive = found.conclusive && is_up;
-        let mut got = Vec::new();
+        let mut given: Vec<(Lock, &Hand)> = Vec::new();
         if is_up {
             let audited = match self.back_end.begin_audit() {
                 true => self.audit(&mut session),
@@ -361,13 +368,21 @@ impl<'a> Leader<'a> {
                 false => self.acquire(&mut session, joint, &hands, &found),
             });
             match locked {
-                Ok(locked) => got = locked,
+                Ok(locked) => {
+                    let by_owner: HashMap<&str, &Hand> =
+                        hands.iter().map(|hand| (hand.owner.as_str(), *hand)).collect();
+                    let hand_of = |lock: Lock| {
+                        let hand = *by_owner.get(lock.owner.as_str())?;
+                        Some((lock, hand))
+                    };
+                    given = locked.into_iter().filter_map(hand_of).collect();
+                }
                 Err(error) => self.is_down(&error),
             }
         }
         let n_possible = found.free.len().min(hands.len());
-        conclusive &= got.len() == n_possible;
-        for lock in &got {
+        conclusive &= given.len() == n_possible;
+        for (lock, _) in &given {
             if let Some(task) = found.window.seen.iter().find(|task| task.id == lock.task) {
                 self.back_end.hold(Held {
                     lock: lock.clone(),
@@ -376,14 +391,14 @@ impl<'a> Leader<'a> {
                 });
             }
         }
-        if joint.ends.is_empty() && got.is_empty() {
+        if joint.ends.is_empty() && given.is_empty() {
             let unfinished = found.unfinished;
             self.back_end.keep_window(found.window);
             return Ok(Done { conclusive, unfinished, ..Done::default() });
         }
-        let committed = match Self::commit(&mut session, &joint.ends, &got, &hands) {
+        let committed = match Self::commit(&mut session, &joint.ends, &given) {
             Ok(committed) => committed,
-            Err(error) => return Ok(self.undo(session, joint, got, &hands, error)),
+            Err(error) => return Ok(self.undo(session, joint, &given, error)),
         };
         drop(session);
         let mut done = Done { conclusive, ..Done::default() };
@@ -392,7 +407,7 @@ impl<'a> Leader<'a> {
         }
         let mut started = committed.started;
         let mut n_vain = 0;
-        for (lock, hand) in got.iter().zip(&hands) {
+        for (lock, hand) in &given {
             match started.iter().position(|task| task.id == lock.task) {
                 Some(place) => {
                     let task = Turn::Task(started.swap_remove(place));
@@ -405,7 +420,7 @@ impl<'a> Leader<'a> {
             }
         }
         if n_vain == 0 && committed.ended.len() == joint.ends.len() {
-            let started = got.iter().map(|lock| lock.task).collect();
+            let started = given.iter().map(|(lock, _)| lock.task).collect();
             found.window.update(&committed.ended, &started);
             self.back_end.keep_window(found.window);
         }
@@ -439,18 +454,17 @@ impl<'a> Leader<'a> {
         &mut self,
         mut session: PooledConnection<Manager>,
         joint: &Joint,
-        got: Vec<Lock>,
-        hands: &[&Hand],
+        given: &[(Lock, &Hand)],
         error: postgres::Error,
     ) -> Done {
-        for lock in &got {
+        for (lock, _) in given {
             self.back_end.let_go(lock.task);
         }
         let mut failure = Failure::of(&session.client, error);
         let mut done = Done::default();
         if failure.in_doubt {
             // Those who had nothing to end may have a task now.
-            for hand in hands.iter().take(got.len()) {
+            for (_, hand) in given {
                 done.started.push((hand.index, Answer::Failed(failure.copy())));
             }
         }
@@ -458,7 +472,7 @@ impl<'a> Leader<'a> {
             // What the database does not take from one is no matter of the others.
             let alone = joint.ends.len() > 1 && !failure.error.is_unavailable();
             let fate = if alone {
-                match Self::commit(&mut session, std::slice::from_ref(end), &[], &[]) {
+                match Self::commit(&mut session, std::slice::from_ref(end), &[]) {
                     Ok(committed) => self.settle(end, &committed),
                     Err(error) => {
                         let of_this = Failure::of(&session.client, error);
