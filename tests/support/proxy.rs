@@ -1,5 +1,5 @@
-//! A proxy between a worker and a server that kills the worker, or only cuts its
-//! connection, at a message of the test's choice.
+//! A proxy between a worker and a server that cuts the worker's connection at a message
+//! of the test's choice, and does what else the test wants just then.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,7 +13,6 @@ use std::thread;
 
 use postgres::config::Host;
 use rustix::net::Shutdown;
-use rustix::process::{Pid, Signal, kill_process};
 
 /// When it strikes, as far as one message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,29 +23,26 @@ pub(crate) enum Moment {
     BeforeAnswer,
 }
 
-/// Whom to kill, if not only the connection is to be cut, and when.
-#[derive(Debug)]
 struct Plan {
-    pid: Option<Pid>,
     /// How many messages are still let through.
     n_left: usize,
     moment: Moment,
+    /// What is done before the connection is cut.
+    harm: Box<dyn FnOnce() + Send>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     plan: Option<Plan>,
     has_struck: bool,
 }
 
-#[derive(Debug, Clone)]
 enum Server {
     Tcp(String),
     Unix(PathBuf),
 }
 
 /// What the threads of a proxy share.
-#[derive(Debug)]
 struct Shared {
     server: Server,
     state: Mutex<State>,
@@ -54,7 +50,6 @@ struct Shared {
 }
 
 /// Passes everything on in both directions for as long as this value lives.
-#[derive(Debug)]
 pub(crate) struct Proxy {
     address: String,
     shared: Arc<Shared>,
@@ -99,11 +94,10 @@ impl Proxy {
         Proxy { address, shared }
     }
 
-    /// Kills this process, if any, and cuts the connection at message number `n`,
-    /// counted from 1 and from now.
-    pub(crate) fn arm(&self, pid: Option<u32>, n: usize, moment: Moment) {
-        let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let plan = Some(Plan { pid, n_left: n - 1, moment });
+    /// Does this harm, and cuts the connection, at message number `n`, counted from 1
+    /// and from now.
+    pub(crate) fn arm(&self, n: usize, moment: Moment, harm: impl FnOnce() + Send + 'static) {
+        let plan = Some(Plan { n_left: n - 1, moment, harm: Box::new(harm) });
         *self.shared.state() = State { plan, has_struck: false };
     }
 
@@ -154,9 +148,7 @@ impl Shared {
 impl State {
     fn strike(&mut self) {
         if let Some(plan) = self.plan.take() {
-            if let Some(pid) = plan.pid {
-                kill_process(pid, Signal::KILL).unwrap();
-            }
+            (plan.harm)();
             self.has_struck = true;
         }
     }

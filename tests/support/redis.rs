@@ -65,6 +65,13 @@ impl Redis {
         list.query(&mut self.connect()).unwrap()
     }
 
+    /// Puts a lock there, or takes it away, as somebody else would.
+    pub(crate) fn set_lock(&self, name: &str, value: Option<&str>) {
+        let mut set = redis::cmd(if value.is_some() { "HSET" } else { "HDEL" });
+        set.arg(format!("{{{}}}:locks", self.prefix)).arg(name).arg(value);
+        set.exec(&mut self.connect()).unwrap();
+    }
+
     /// How often the server was given each command, by whomever.
     pub(crate) fn calls(&self) -> BTreeMap<String, u64> {
         let mut info = redis::cmd("INFO");

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use millhand::{NewTask, Task, TaskId, TaskState, Waker, client};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::{wait_for_workers, waker};
@@ -44,10 +44,11 @@ impl Street {
     }
 
     /// A worker behind the proxies.
-    fn start_victim(&self) -> WorkerProcess {
+    fn start_victim(&self, flags: &[&str]) -> WorkerProcess {
         let mut command = self.workshop.millhand(["worker", "--type", "redis"]);
         command
             .args(["--threads", &N_THREADS.to_string()])
+            .args(flags)
             .env("MILLHAND_REDIS_URL", &self.redis.1)
             .env("MILLHAND_DATABASE_URL", &self.postgres.1)
             // Polls are messages, too: fewer of them, and the rest counts.
@@ -115,8 +116,9 @@ impl Street {
     /// Has a worker do some tasks and kills it at its message number `n` from when they
     /// are there; whether it sends that many.
     fn kill_at(&self, proxy: &Proxy, n: usize, moment: Moment) -> bool {
-        let mut victim = self.start_victim();
-        proxy.arm(Some(victim.pid()), n, moment);
+        let mut victim = self.start_victim(&[]);
+        let pid = Pid::from_raw(victim.pid().cast_signed()).unwrap();
+        proxy.arm(n, moment, move || kill_process(pid, Signal::KILL).unwrap());
         let gate = format!("{n}-{moment:?}");
         let ids = self.dispatch(&gate);
         self.see_through(&ids, &gate, || proxy.has_struck());
@@ -147,8 +149,8 @@ impl Street {
     /// Has a worker do some tasks and cuts its connection at its message number `n` from
     /// when they are there; whether it sends that many.
     fn cut_at(&self, proxy: &Proxy, n: usize, moment: Moment) -> bool {
-        let worker = self.start_victim();
-        proxy.arm(None, n, moment);
+        let worker = self.start_victim(&[]);
+        proxy.arm(n, moment, || {});
         let gate = format!("cut-{n}-{moment:?}");
         let ids = self.dispatch(&gate);
         self.see_through(&ids, &gate, || false);
@@ -212,6 +214,44 @@ fn a_connection_to_the_lock_store_cut_at_any_message_is_made_anew() {
 fn a_connection_to_the_database_cut_at_any_message_is_made_anew() {
     let street = Street::new();
     at_each_message(&street, |n, moment| street.cut_at(&street.postgres.0, n, moment));
+}
+
+/// The question is asked again, and the second answer is another one, because somebody
+/// has let go of a lock in between: nobody knows then of what the first one gave.
+#[test]
+fn what_was_taken_when_an_answer_was_lost_is_let_go() {
+    let street = Street::new();
+    let (database, workshop) = (&street.database, &street.workshop);
+    // It does not look for lost locks now and then, as others do.
+    let worker = street.start_victim(&["--auxiliary"]);
+    let let_go = {
+        let redis = workshop.redis.clone();
+        move || redis.set_lock("xa", None)
+    };
+    // In the first ones it connects; then the first message asks for the locks of both.
+    for round in 0..6 {
+        workshop.redis.set_lock("xa", Some("0"));
+        street.redis.0.arm(1, Moment::BeforeAnswer, let_go.clone());
+        let [first, second] = ["a", "b"].map(|resource| {
+            let gate = format!("{resource}{round}");
+            (gate_task(workshop, "gate", &gate).exclusive(resource), gate)
+        });
+        let tasks = [first.0, second.0];
+        let ids = client::dispatch_many(&mut database.connect(), &tasks).unwrap();
+        street.waker.borrow_mut().wake().unwrap();
+        for gate in [&first.1, &second.1] {
+            workshop.wait_at_gate(database, gate);
+        }
+        for gate in [&first.1, &second.1] {
+            workshop.open_gate(gate);
+        }
+        for id in ids {
+            database.wait_for_state(id, TaskState::Completed);
+        }
+        assert!(street.redis.0.has_struck());
+    }
+    worker.stop(Signal::TERM);
+    assert_clean(database, workshop);
 }
 
 /// How many starts the crash loop has.
