@@ -65,6 +65,8 @@ struct Ledger {
     window: Option<Window>,
     last_turn_was_vain: bool,
     next_deep_look: Option<Instant>,
+    /// A task far behind, and how many deep looks have found it there.
+    passed_over: Option<(TaskId, usize)>,
 }
 
 /// The locks of a task that runs here, or is about to.
@@ -181,6 +183,19 @@ impl RedisBackEnd {
 
     fn looked_deep(&self, pause: Duration) {
         self.ledger().next_deep_look = Some(Instant::now() + pause);
+    }
+
+    /// Whether deep looks have passed over the same tasks again and again.
+    fn is_passed_over_again(&self, seen: &[Seen]) -> bool {
+        let mut ledger = self.ledger();
+        let far = &seen[seen.len().min(turn::KEPT_IN_SIGHT)..];
+        match &mut ledger.passed_over {
+            Some((id, n)) if far.iter().any(|task| task.id == *id) => *n += 1,
+            other => *other = far.get(far.len() / 2).map(|task| (task.id, 1)),
+        }
+        let is_again = matches!(ledger.passed_over, Some((_, n)) if n >= turn::TOO_OFTEN);
+        ledger.passed_over.take_if(|_| is_again);
+        is_again
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

@@ -23,9 +23,13 @@ use crate::worker::{Shared, Sight};
 const PAGE: usize = 20;
 const PAGE_FOR_EACH: usize = 3;
 const DEEP_PAGE: usize = 1000;
-/// What a deep look passes over beyond this place is parked.
-const KEPT_IN_SIGHT: usize = 100;
-/// A deep look beside tasks that end may take this part of the time.
+/// What deep looks pass over again and again beyond this place is parked.
+pub(super) const KEPT_IN_SIGHT: usize = 100;
+/// How often. To park a task and to bring it back costs the database as much as
+/// passing over it some fifty times; and in a queue that moves on most tasks are soon
+/// at the front.
+pub(super) const TOO_OFTEN: usize = 8;
+/// Deep looks beside tasks that end may take this part of the time.
 const DEEP_SHARE: u32 = 10;
 /// How many more tasks are tried than there are workers, in case that others have
 /// some of them, before all the rest is.
@@ -206,6 +210,13 @@ impl<'a> Leader<'a> {
                 page = DEEP_PAGE;
                 continue;
             }
+            self.back_end.looked_deep(began.elapsed() * DEEP_SHARE);
+            let must_go_further = !is_all && joint.ends.is_empty() && choice.free.is_empty();
+            if !self.back_end.is_passed_over_again(&seen) && !must_go_further {
+                let (window, free) = (window(seen), choice.free);
+                let unfinished = !is_all && joint.ends.is_empty();
+                return Ok(Found { window, free, conclusive: is_all, unfinished, is_for_others });
+            }
             // What is found again and again makes way for what is behind it.
             let beyond = |places: Vec<usize>| -> Vec<i64> {
                 let far = places.into_iter().filter(|place| *place >= KEPT_IN_SIGHT);
@@ -217,7 +228,6 @@ impl<'a> Leader<'a> {
                 .client
                 .query_one(park, &[&blocked, &foreign, &sight.low, &sight.stragglers])?;
             let (parked, told): (bool, bool) = (row.get(0), row.get(1));
-            self.back_end.looked_deep(began.elapsed() * DEEP_SHARE);
             if told {
                 // They may have a handler, and have looked too early to see it there.
                 self.back_end.wake_others();
@@ -260,7 +270,8 @@ impl<'a> Leader<'a> {
             let wanted: Vec<Wanted> = places.iter().map(wanted).collect();
             let has_none = |owner: &&&str| !got.iter().any(|lock: &Lock| lock.owner == **owner);
             let owners: Vec<&str> = owners.iter().filter(has_none).copied().collect();
-            got.extend(self.acquire_in_epoch(session, &owners, &wanted)?);
+            let n_owners = owners.len().min(wanted.len());
+            got.extend(self.acquire_in_epoch(session, &owners[..n_owners], &wanted)?);
         }
         Ok(got)
     }
