@@ -45,6 +45,8 @@ pub(super) struct Joint {
     pub(super) idle: Vec<Hand>,
     /// Whether there may be something that no earlier look has seen.
     pub(super) must_look: bool,
+    /// Whether it is what a turn before it left to do.
+    pub(super) follows_up: bool,
 }
 
 impl Joint {
@@ -345,7 +347,7 @@ impl State {
     fn gather(&mut self, leader: usize) -> Joint {
         self.n_turns += 1;
         let must_look = std::mem::take(&mut self.unseen) || self.ends.is_empty();
-        self.more = false;
+        let follows_up = std::mem::take(&mut self.more);
         let mut ends = std::mem::take(&mut self.ends);
         let mut idle = std::mem::take(&mut self.idle);
         idle.reverse();
@@ -354,7 +356,7 @@ impl State {
         for hand in &idle {
             self.seats[hand.index] = Seat::InTurn;
         }
-        Joint { ends, idle, must_look }
+        Joint { ends, idle, must_look, follows_up }
     }
 }
 

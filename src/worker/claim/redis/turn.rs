@@ -404,6 +404,9 @@ impl<'a> Leader<'a> {
         }
         if joint.ends.is_empty() && given.is_empty() {
             let unfinished = found.unfinished;
+            if found.is_for_others && joint.follows_up {
+                self.back_end.wake_others();
+            }
             self.back_end.keep_window(found.window);
             return Ok(Done { conclusive, unfinished, ..Done::default() });
         }
@@ -442,8 +445,8 @@ impl<'a> Leader<'a> {
         done.unfinished = found.unfinished || vain;
         done.more = all_have_one && found.free.len() > hands.len();
         // Nobody here is left to look for what has become free, or can run it. (Telling
-        // has a cause of its own, a start or an end: idle processes would wake each other
-        // for ever.)
+        // has a cause of its own, a start or an end, in this turn or the one before:
+        // idle processes would wake each other for ever.)
         if found.is_for_others || all_have_one && (done.more || !joint.ends.is_empty()) {
             self.back_end.wake_others();
         }
