@@ -15,14 +15,14 @@
 //!
 //! The prefix is a hash tag, so that all keys of a cluster are in one place.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::Client;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::Error;
@@ -50,34 +50,81 @@ pub(crate) struct LockStore {
     epoch: Mutex<Option<String>>,
 }
 
+/// The resources of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Needs {
+    pub(crate) exclusive: Vec<String>,
+    pub(crate) shared: Vec<String>,
+}
+
 /// The locks of one task, held by one owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lock {
     /// A UUID, drawn at each start of a worker thread.
     pub(crate) owner: String,
     pub(crate) task: TaskId,
-    /// [`needs`] of the task.
-    pub(crate) needs: String,
+    pub(crate) needs: Arc<Needs>,
 }
 
-/// A task whose locks somebody wants.
-pub(crate) struct Wanted {
-    pub(crate) task: TaskId,
-    /// [`needs`] of the task.
-    pub(crate) needs: String,
-    /// The names and values of locks that pass on from tasks that end when this
-    /// one starts, as JSON; or nothing. See `exchange.lua`.
-    pub(crate) passed_on: String,
+/// The locks of tasks that end in one transaction: they pass on to those that start
+/// in it.
+#[derive(Default)]
+pub(crate) struct PassedOn {
+    exclusive: HashMap<String, String>,
+    shared: HashMap<String, usize>,
 }
 
-/// What a task needs, as the scripts read it.
-pub(crate) fn needs(exclusive: &[String], shared: &[String]) -> String {
-    #[derive(Serialize)]
-    struct Needs<'a> {
-        exclusive: &'a [String],
-        shared: &'a [String],
+impl PassedOn {
+    pub(crate) fn add(&mut self, lock: &Lock) {
+        for name in &lock.needs.exclusive {
+            self.exclusive.insert(name.clone(), lock.task.to_string());
+        }
+        for name in &lock.needs.shared {
+            *self.shared.entry(name.clone()).or_default() += 1;
+        }
     }
-    serde_json::to_string(&Needs { exclusive, shared }).expect("lists of text are valid JSON")
+
+    /// The value of an x lock under which it does not count; nothing if it counts.
+    fn of_exclusive(&self, name: &str) -> &str {
+        self.exclusive.get(name).map_or("", String::as_str)
+    }
+
+    /// The same of an s lock.
+    fn of_shared(&self, name: &str) -> String {
+        self.shared.get(name).map_or(String::new(), usize::to_string)
+    }
+}
+
+impl Needs {
+    fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("lists of text are valid JSON")
+    }
+}
+
+impl Lock {
+    /// As it stands in the registry.
+    fn entry(&self) -> String {
+        format!("{} {} {}", self.owner, self.task, self.needs.to_json())
+    }
+
+    fn from_entry(entry: &str) -> Option<Lock> {
+        let mut parts = entry.splitn(3, ' ');
+        Some(Lock {
+            owner: parts.next()?.to_owned(),
+            task: parts.next()?.parse().ok()?,
+            needs: Arc::new(serde_json::from_str(parts.next()?).ok()?),
+        })
+    }
+
+    fn add_to(&self, call: &mut ScriptInvocation<'_>) {
+        call.arg(self.entry()).arg(self.task.0);
+        for (kind, names) in [('x', &self.needs.exclusive), ('s', &self.needs.shared)] {
+            call.arg(names.len());
+            for name in names {
+                call.arg(format!("{kind}{name}"));
+            }
+        }
+    }
 }
 
 impl LockStore {
@@ -245,23 +292,35 @@ impl Link {
         released: &[Lock],
         told_by: Option<&str>,
         owners: &[&str],
-        wanted: &[Wanted],
+        wanted: &[(TaskId, Arc<Needs>)],
+        passed_on: &PassedOn,
     ) -> Result<Option<Vec<Lock>>, Error> {
         let mut call = EXCHANGE.prepare_invoke();
         self.add_keys(&mut call);
         call.arg(self.store.epoch().unwrap_or_default());
         call.arg(&self.store.wakeup_channel).arg(told_by.unwrap_or_default());
         call.arg(released.len());
-        add_locks(&mut call, released);
+        for lock in released {
+            lock.add_to(&mut call);
+        }
         call.arg(owners.len()).arg(owners);
-        for Wanted { task, needs, passed_on } in wanted {
-            call.arg(task.0).arg(needs).arg(passed_on);
+        for (task, needs) in wanted {
+            call.arg(task.0).arg(needs.to_json());
+            call.arg(needs.exclusive.len()).arg(needs.shared.len());
+            for name in &needs.exclusive {
+                call.arg(format!("x{name}")).arg(format!("s{name}"));
+                call.arg(passed_on.of_exclusive(name)).arg(passed_on.of_shared(name));
+            }
+            for name in &needs.shared {
+                call.arg(format!("x{name}")).arg(passed_on.of_exclusive(name));
+                call.arg(format!("s{name}"));
+            }
         }
         let got: Option<Vec<(i64, String)>> = self.call("could not exchange locks in", &call)?;
         let Some(got) = got else { return Ok(None) };
         let lock_of = |(task, owner): (i64, String)| {
-            let wanted = wanted.iter().find(|wanted| wanted.task.0 == task)?;
-            Some(Lock { owner, task: wanted.task, needs: wanted.needs.clone() })
+            let (task, needs) = wanted.iter().find(|(id, _)| id.0 == task)?;
+            Some(Lock { owner, task: *task, needs: needs.clone() })
         };
         Ok(Some(got.into_iter().filter_map(lock_of).collect()))
     }
@@ -274,14 +333,14 @@ impl Link {
         range.arg("BYLEX");
         let entries: Vec<String> =
             self.attempt("could not list the locks in", |connection| range.query(connection))?;
-        let locks: Vec<Lock> = entries.iter().filter_map(|entry| parse(entry)).collect();
+        let locks: Vec<Lock> = entries.iter().filter_map(|entry| Lock::from_entry(entry)).collect();
         self.release(&locks, None)
     }
 
     /// Lets go of these locks.
     pub(crate) fn release(&mut self, locks: &[Lock], told_by: Option<&str>) -> Result<(), Error> {
         if !locks.is_empty() || told_by.is_some() {
-            self.exchange(locks, told_by, &[], &[])?;
+            self.exchange(locks, told_by, &[], &[], &PassedOn::default())?;
         }
         Ok(())
     }
@@ -321,7 +380,10 @@ impl Link {
         let mut call = REBUILD.prepare_invoke();
         self.add_keys(&mut call);
         call.arg(found).arg(format!("{server}:{token}")).arg(&store.wakeup_channel);
-        add_locks(&mut call, locks);
+        for lock in locks {
+            call.arg(&lock.owner);
+            lock.add_to(&mut call);
+        }
         let epoch: String = self.call("could not rebuild the locks in", &call)?;
         store.set_epoch(Some(epoch));
         Ok(())
@@ -333,7 +395,7 @@ impl Link {
         range.arg(&self.store.keys[2]).arg(0).arg(-1);
         let entries: Vec<String> =
             self.attempt("could not list the locks in", |connection| range.query(connection))?;
-        Ok(entries.iter().filter_map(|entry| parse(entry)).collect())
+        Ok(entries.iter().filter_map(|entry| Lock::from_entry(entry)).collect())
     }
 
     /// Tells idle workers that there may be work.
@@ -420,18 +482,34 @@ fn is_open(connection: &Connection) -> bool {
     redis::ConnectionLike::is_open(connection)
 }
 
-fn add_locks(call: &mut ScriptInvocation<'_>, locks: &[Lock]) {
-    for lock in locks {
-        call.arg(&lock.owner).arg(lock.task.0).arg(&lock.needs);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Reads an entry of the registry.
-fn parse(entry: &str) -> Option<Lock> {
-    let mut parts = entry.splitn(3, ' ');
-    Some(Lock {
-        owner: parts.next()?.to_owned(),
-        task: parts.next()?.parse().ok()?,
-        needs: parts.next()?.to_owned(),
-    })
+    #[test]
+    fn an_entry_of_the_registry_can_be_read_again() {
+        let names = |text: &str| text.split(' ').map(str::to_owned).collect();
+        let needs =
+            Needs { exclusive: vec!["a b".to_owned(), "\"".to_owned()], shared: names("c d") };
+        let lock = Lock { owner: "o".to_owned(), task: TaskId(7), needs: Arc::new(needs) };
+        assert_eq!(Lock::from_entry(&lock.entry()), Some(lock));
+        assert_eq!(Lock::from_entry("o 7"), None);
+    }
+
+    #[test]
+    fn what_ends_does_not_count_against_what_starts_with_it() {
+        let needs = |exclusive: &[&str], shared: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            Arc::new(Needs { exclusive: owned(exclusive), shared: owned(shared) })
+        };
+        let lock = |id, needs| Lock { owner: String::new(), task: TaskId(id), needs };
+        let mut passed_on = PassedOn::default();
+        passed_on.add(&lock(7, needs(&["a"], &["b"])));
+        passed_on.add(&lock(8, needs(&[], &["b"])));
+        assert_eq!((passed_on.of_exclusive("a"), passed_on.of_exclusive("b")), ("7", ""));
+        assert_eq!(
+            (passed_on.of_shared("a"), passed_on.of_shared("b")),
+            (String::new(), "2".to_owned())
+        );
+    }
 }

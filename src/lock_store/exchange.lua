@@ -9,18 +9,22 @@
 --          the text, so that what one owner holds stands together
 -- KEYS[4]  the locks that somebody tried in vain, a set of names as in KEYS[2]
 --
--- ARGV[1]  the epoch that the caller knows
--- ARGV[2]  the channel for wake-ups
--- ARGV[3]  the process that wakes all others in any case, or nothing
--- ARGV[4]  of how many tasks the locks are to be let go; for each three more:
---            the owner, the task,
---            its needs, as JSON: {"exclusive":[...],"shared":[...]}
--- then     how many owners there are to hold a task each, these owners,
---          and for each task to try, in order, three more:
---            the task, its needs,
---            what the caller passes on, as JSON: its own locks on tasks that it ends
---            in the transaction that starts these, with the values under which they
---            do not count; or nothing
+-- ARGV     in this order:
+--   the epoch that the caller knows,
+--   the channel for wake-ups,
+--   the process that wakes all others in any case, or nothing,
+--   of how many tasks the locks are to be let go; for each
+--     its entry in the registry, the task,
+--     how many resources it has for itself, and their x names,
+--     how many it shares, and their s names,
+--   how many owners there are to hold a task each, and these owners,
+--   and for each task to try, in order,
+--     the task, its needs, for the registry,
+--     how many resources it wants for itself, and how many it wants to share,
+--     for each of the first an x name, an s name, and the value of each under which
+--       it does not count: the caller's own lock on a task that it ends in the
+--       transaction that starts this one; or nothing,
+--     for each of the others an x name, that value, and an s name
 --
 -- Result: a list of the tasks whose locks it got, all of a task or none, each
 -- followed by its owner; false, and none is taken, if the epoch is another one.
@@ -41,33 +45,44 @@ local function call(name, key, arguments, each)
   end
 end
 
-local n_released = tonumber(ARGV[4])
-local first_owner = 6 + 3 * n_released
-local n_owners = tonumber(ARGV[first_owner - 1])
-
-local members, registered = {}, {}
-for i = 5, first_owner - 2, 3 do
-  members[#members + 1] = ARGV[i] .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2]
+local position = 0
+local function take()
+  position = position + 1
+  return ARGV[position]
 end
-call('ZMSCORE', KEYS[3], members, function(scores, i)
+
+local epoch, channel, told_by = take(), take(), take()
+
+local entries, released = {}, {}
+for j = 1, tonumber(take()) do
+  entries[j] = take()
+  local task = {id = take()}
+  local n = tonumber(take())
+  task.first_x, task.last_x = position + 1, position + n
+  position = position + n
+  n = tonumber(take())
+  task.first_s, task.last_s = position + 1, position + n
+  position = position + n
+  released[j] = task
+end
+local is_registered = {}
+call('ZMSCORE', KEYS[3], entries, function(scores, i)
   for j, score in ipairs(scores) do
-    registered[i + j - 1] = score
+    is_registered[i + j - 1] = score
   end
 end)
 local gone, free, names, tasks_of = {}, {}, {}, {}
-for j, member in ipairs(members) do
-  if registered[j] then
-    local task = ARGV[3 * j + 3]
-    local needs = cjson.decode(ARGV[3 * j + 4])
-    gone[#gone + 1] = member
-    free[#free + 1] = 't' .. task
-    for _, resource in ipairs(needs.exclusive) do
-      names[#names + 1] = 'x' .. resource
-      tasks_of[#names] = task
+for j, task in ipairs(released) do
+  if is_registered[j] then
+    gone[#gone + 1] = entries[j]
+    free[#free + 1] = 't' .. task.id
+    for i = task.first_x, task.last_x do
+      names[#names + 1] = ARGV[i]
+      tasks_of[#names] = task.id
     end
-    for _, resource in ipairs(needs.shared) do
-      if redis.call('HINCRBY', KEYS[2], 's' .. resource, -1) < 1 then
-        free[#free + 1] = 's' .. resource
+    for i = task.first_s, task.last_s do
+      if redis.call('HINCRBY', KEYS[2], ARGV[i], -1) < 1 then
+        free[#free + 1] = ARGV[i]
       end
     end
   end
@@ -89,47 +104,48 @@ if #free > 0 and redis.call('EXISTS', KEYS[4]) == 1 then
   end)
 end
 if n_tried > 0 then
-  redis.call('PUBLISH', ARGV[2], '')
-elseif ARGV[3] ~= '' and redis.call('PUBSUB', 'NUMSUB', ARGV[2])[2] > 1 then
-  redis.call('PUBLISH', ARGV[2], ARGV[3])
+  redis.call('PUBLISH', channel, '')
+elseif told_by ~= '' and redis.call('PUBSUB', 'NUMSUB', channel)[2] > 1 then
+  redis.call('PUBLISH', channel, told_by)
 end
 
+local n_owners = tonumber(take())
 if n_owners == 0 then
   return {}
 end
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+if redis.call('GET', KEYS[1]) ~= epoch then
   return false
+end
+local owners, is_idle = {}, {}
+for i = 1, n_owners do
+  owners[i] = take()
+  is_idle[owners[i]] = true
 end
 
 local tasks = {}
 names = {}
-for i = first_owner + n_owners, #ARGV, 3 do
-  local task = {id = ARGV[i], needs = ARGV[i + 1], first = #names + 1}
-  local needs = cjson.decode(task.needs)
-  task.exclusive, task.shared = needs.exclusive, needs.shared
-  task.passed_on = ARGV[i + 2] ~= '' and cjson.decode(ARGV[i + 2]) or {}
+while position < #ARGV do
+  local task = {id = take(), needs = take(), first = position + 3}
+  task.n_exclusive, task.n_shared = tonumber(take()), tonumber(take())
   names[#names + 1] = 't' .. task.id
-  for _, resource in ipairs(task.exclusive) do
-    names[#names + 1] = 'x' .. resource
-    names[#names + 1] = 's' .. resource
+  for _ = 1, task.n_exclusive do
+    names[#names + 1] = ARGV[position + 1]
+    names[#names + 1] = ARGV[position + 2]
+    position = position + 4
   end
-  for _, resource in ipairs(task.shared) do
-    names[#names + 1] = 'x' .. resource
+  for _ = 1, task.n_shared do
+    names[#names + 1] = ARGV[position + 1]
+    position = position + 3
   end
-  task.last = #names
   tasks[#tasks + 1] = task
 end
-
 local held = {}
 call('HMGET', KEYS[2], names, function(values, i)
   for j, value in ipairs(values) do
     held[names[i + j - 1]] = value
   end
 end)
-local is_idle = {}
-for i = first_owner, first_owner + n_owners - 1 do
-  is_idle[ARGV[i]] = true
-end
+
 local got = {}
 for _, task in ipairs(tasks) do
   local owner = held['t' .. task.id]
@@ -137,45 +153,54 @@ for _, task in ipairs(tasks) do
     is_idle[owner] = false
     got[#got + 1] = task.id
     got[#got + 1] = owner
-    task.is_held = true
   end
 end
-local fields, entries, tried = {}, {}, {}
-local next_owner = first_owner
+local fields, tried = {}, {}
+entries = {}
+local next_owner = 1
 for _, task in ipairs(tasks) do
-  while next_owner < first_owner + n_owners and not is_idle[ARGV[next_owner]] do
+  while next_owner <= n_owners and not is_idle[owners[next_owner]] do
     next_owner = next_owner + 1
   end
-  if next_owner == first_owner + n_owners then
+  if next_owner > n_owners then
     break
   end
-  local is_free = not task.is_held
-  if is_free then
-    for i = task.first, task.last do
-      local name = names[i]
-      if held[name] and held[name] ~= task.passed_on[name] then
-        is_free = false
-        tried[#tried + 1] = name
-      end
+  local is_free = not held['t' .. task.id]
+  local function try(name, passed_on)
+    if held[name] and held[name] ~= passed_on then
+      is_free = false
+      tried[#tried + 1] = name
     end
   end
+  local first_shared = task.first + 4 * task.n_exclusive
+  for i = task.first, first_shared - 1, 4 do
+    try(ARGV[i], ARGV[i + 2])
+    try(ARGV[i + 1], ARGV[i + 3])
+  end
+  local last_shared = first_shared + 3 * task.n_shared - 1
+  for i = first_shared, last_shared, 3 do
+    try(ARGV[i], ARGV[i + 1])
+  end
   if is_free then
-    local owner = ARGV[next_owner]
+    local owner = owners[next_owner]
     is_idle[owner] = false
     fields[#fields + 1] = 't' .. task.id
     fields[#fields + 1] = owner
-    for _, resource in ipairs(task.exclusive) do
-      held['x' .. resource] = task.id
-      fields[#fields + 1] = 'x' .. resource
+    for i = task.first, first_shared - 1, 4 do
+      held[ARGV[i]] = task.id
+      fields[#fields + 1] = ARGV[i]
       fields[#fields + 1] = task.id
     end
-    for _, resource in ipairs(task.shared) do
-      held['s' .. resource] = tostring(redis.call('HINCRBY', KEYS[2], 's' .. resource, 1))
+    for i = first_shared, last_shared, 3 do
+      local name = ARGV[i + 2]
+      held[name] = tostring(redis.call('HINCRBY', KEYS[2], name, 1))
     end
     entries[#entries + 1] = 0
     entries[#entries + 1] = owner .. ' ' .. task.id .. ' ' .. task.needs
     got[#got + 1] = task.id
     got[#got + 1] = owner
+  elseif held['t' .. task.id] then
+    tried[#tried + 1] = 't' .. task.id
   end
 end
 call('HSET', KEYS[2], fields)

@@ -5,8 +5,10 @@
 -- ARGV[1]  the epoch that the caller found, or nothing
 -- ARGV[2]  the new epoch
 -- ARGV[3]  the channel for wake-ups
--- and for each task three more:
---   the owner, the task, its needs, as for exchange.lua
+-- and for each task, as for exchange.lua:
+--   the owner, its entry in the registry, the task,
+--   how many resources it has for itself, and their x names,
+--   how many it shares, and their s names
 --
 -- Result: the epoch in force now.
 
@@ -15,17 +17,21 @@ if found ~= ARGV[1] then
   return found
 end
 redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
-for i = 4, #ARGV, 3 do
-  local owner, task = ARGV[i], ARGV[i + 1]
-  local needs = cjson.decode(ARGV[i + 2])
+local position = 3
+local function take()
+  position = position + 1
+  return ARGV[position]
+end
+while position < #ARGV do
+  local owner, entry, task = take(), take(), take()
   redis.call('HSET', KEYS[2], 't' .. task, owner)
-  for _, resource in ipairs(needs.exclusive) do
-    redis.call('HSET', KEYS[2], 'x' .. resource, task)
+  for _ = 1, tonumber(take()) do
+    redis.call('HSET', KEYS[2], take(), task)
   end
-  for _, resource in ipairs(needs.shared) do
-    redis.call('HINCRBY', KEYS[2], 's' .. resource, 1)
+  for _ = 1, tonumber(take()) do
+    redis.call('HINCRBY', KEYS[2], take(), 1)
   end
-  redis.call('ZADD', KEYS[3], 0, owner .. ' ' .. task .. ' ' .. ARGV[i + 2])
+  redis.call('ZADD', KEYS[3], 0, entry)
 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('PUBLISH', ARGV[3], '')

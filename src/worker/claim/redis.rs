@@ -55,7 +55,8 @@ pub(crate) struct RedisBackEnd {
 #[derive(Default)]
 struct Ledger {
     owners: HashSet<String>,
-    held: HashMap<TaskId, Held>,
+    /// By the task that runs here, or is about to.
+    held: HashMap<TaskId, Lock>,
     /// Not needed any more, and not let go yet.
     released: Vec<Lock>,
     wake_others: bool,
@@ -67,14 +68,6 @@ struct Ledger {
     next_deep_look: Option<Instant>,
     /// A task far behind, and how many deep looks have found it there.
     passed_over: Option<(TaskId, usize)>,
-}
-
-/// The locks of a task that runs here, or is about to.
-#[derive(Debug, Clone)]
-struct Held {
-    lock: Lock,
-    exclusive: Vec<String>,
-    shared: Vec<String>,
 }
 
 /// What a look showed, and what this process has done since.
@@ -119,20 +112,19 @@ impl RedisBackEnd {
         self.ledger().owners.contains(owner)
     }
 
-    fn hold(&self, held: Held) {
-        self.ledger().held.insert(held.lock.task, held);
+    fn hold(&self, lock: Lock) {
+        self.ledger().held.insert(lock.task, lock);
     }
 
-    fn held(&self, id: TaskId) -> Option<Held> {
+    fn held(&self, id: TaskId) -> Option<Lock> {
         self.ledger().held.get(&id).cloned()
     }
 
     /// The locks of this task are to be let go, after the commit that ended it.
     fn let_go(&self, id: TaskId) {
         let mut ledger = self.ledger();
-        if let Some(held) = ledger.held.remove(&id) {
-            ledger.released.push(held.lock);
-        }
+        let lock = ledger.held.remove(&id);
+        ledger.released.extend(lock);
     }
 
     /// This owner is no more.
@@ -140,8 +132,8 @@ impl RedisBackEnd {
         let mut ledger = self.ledger();
         let Ledger { owners, held, released, .. } = &mut *ledger;
         owners.remove(owner);
-        let gone = held.extract_if(|_, held| held.lock.owner == owner);
-        released.extend(gone.map(|(_, held)| held.lock));
+        let gone = held.extract_if(|_, lock| lock.owner == owner);
+        released.extend(gone.map(|(_, lock)| lock));
     }
 
     /// Other processes should look: nobody here is left to.

@@ -1,7 +1,9 @@
 //! Which of the tasks that a look shows may start.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use crate::lock_store::Needs;
 use crate::task::TaskId;
 
 /// An incomplete task, as a look shows it.
@@ -11,8 +13,7 @@ pub(super) struct Seen {
     pub(super) id: TaskId,
     pub(super) name: String,
     pub(super) waiting: bool,
-    pub(super) exclusive: Vec<String>,
-    pub(super) shared: Vec<String>,
+    pub(super) needs: Arc<Needs>,
     /// Whether an earlier task that conflicts with it is parked.
     pub(super) behind_parked: bool,
 }
@@ -46,8 +47,9 @@ pub(super) fn choose(seen: &[Seen], ending: &HashSet<TaskId>, handlers: &[String
         }
         if task.waiting {
             let is_blocked = task.behind_parked
-                || task.exclusive.iter().any(|name| reserved.contains_key(name.as_str()))
+                || task.needs.exclusive.iter().any(|name| reserved.contains_key(name.as_str()))
                 || task
+                    .needs
                     .shared
                     .iter()
                     .any(|name| reserved.get(name.as_str()) == Some(&Reserved::Exclusive));
@@ -59,56 +61,14 @@ pub(super) fn choose(seen: &[Seen], ending: &HashSet<TaskId>, handlers: &[String
                 choice.foreign.push(place);
             }
         }
-        for name in &task.exclusive {
+        for name in &task.needs.exclusive {
             reserved.insert(name, Reserved::Exclusive);
         }
-        for name in &task.shared {
+        for name in &task.needs.shared {
             reserved.entry(name).or_insert(Reserved::Shared);
         }
     }
     choice
-}
-
-/// The locks of tasks that end in this turn: they pass on to tasks that start in
-/// it.
-#[derive(Default)]
-pub(super) struct PassedOn {
-    exclusive: HashMap<String, TaskId>,
-    shared: HashMap<String, usize>,
-}
-
-impl PassedOn {
-    pub(super) fn add(&mut self, id: TaskId, exclusive: &[String], shared: &[String]) {
-        for name in exclusive {
-            self.exclusive.insert(name.clone(), id);
-        }
-        for name in shared {
-            *self.shared.entry(name.clone()).or_default() += 1;
-        }
-    }
-
-    /// What of it this task needs, as `acquire.lua` reads it.
-    pub(super) fn to(&self, task: &Seen) -> String {
-        let mut values = serde_json::Map::new();
-        let mut add = |kind: char, name: &str, value: Option<String>| {
-            if let Some(value) = value {
-                values.insert(format!("{kind}{name}"), value.into());
-            }
-        };
-        let of_exclusive = |name: &str| self.exclusive.get(name).map(ToString::to_string);
-        for name in &task.exclusive {
-            add('x', name, of_exclusive(name));
-            add('s', name, self.shared.get(name).map(ToString::to_string));
-        }
-        for name in &task.shared {
-            add('x', name, of_exclusive(name));
-        }
-        if values.is_empty() {
-            String::new()
-        } else {
-            serde_json::Value::Object(values).to_string()
-        }
-    }
 }
 
 #[cfg(test)]
@@ -128,8 +88,10 @@ mod tests {
                 id: TaskId(place as i64),
                 name: name.to_lowercase(),
                 waiting: name != name.to_uppercase(),
-                exclusive: exclusive.into_iter().map(str::to_owned).collect(),
-                shared: shared.into_iter().map(|name| name[1..].to_owned()).collect(),
+                needs: Arc::new(Needs {
+                    exclusive: exclusive.into_iter().map(str::to_owned).collect(),
+                    shared: shared.into_iter().map(|name| name[1..].to_owned()).collect(),
+                }),
                 behind_parked: false,
             }
         };
@@ -159,16 +121,5 @@ mod tests {
         let choice = chosen(&["X a", "x a", "y b", "x b", "x"], &[0]);
         assert_eq!(choice.free, [1, 4]);
         assert_eq!((choice.foreign, choice.blocked), (vec![2], vec![3]));
-    }
-
-    #[test]
-    fn only_what_a_task_needs_is_passed_on_to_it() {
-        let mut passed_on = PassedOn::default();
-        let names = |text: &str| vec![text.to_owned()];
-        passed_on.add(TaskId(7), &names("a"), &names("b"));
-        passed_on.add(TaskId(8), &[], &names("b"));
-        let tasks = seen(&["x a", "x +a", "x b", "x +b", "x c"]);
-        let texts: Vec<String> = tasks.iter().map(|task| passed_on.to(task)).collect();
-        assert_eq!(texts, [r#"{"xa":"7"}"#, r#"{"xa":"7"}"#, r#"{"sb":"2"}"#, "", ""]);
     }
 }

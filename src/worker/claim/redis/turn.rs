@@ -2,6 +2,7 @@
 //! what has ended.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::error::DbError;
@@ -9,11 +10,11 @@ use postgres::{Client, Row};
 use r2d2::PooledConnection;
 
 use super::desk::{Answer, Done, End, Failure, Fate, Hand, Joint, Lead};
-use super::look::{PassedOn, Seen, choose};
+use super::look::{Seen, choose};
 use super::sessions::{Manager, Session};
-use super::{Held, RedisBackEnd, Window};
+use super::{RedisBackEnd, Window};
 use crate::error::{self, Error};
-use crate::lock_store::{Link, Lock, Wanted, abandoned, needs};
+use crate::lock_store::{Link, Lock, Needs, PassedOn, abandoned};
 use crate::task::TaskId;
 use crate::worker::claim::{Claimed, Turn};
 use crate::worker::{Shared, Sight};
@@ -195,7 +196,14 @@ impl<'a> Leader<'a> {
             let choice = choose(&seen, &ending, handlers);
             let is_all = rows.len() < limit as usize;
             let at = Instant::now();
-            let window = |seen: Vec<Seen>| Window { n_seen: seen.len(), seen, at, is_all };
+            let n_near =
+                choice.free.last().map_or(0, |last| last + 1).max(PAGE + PAGE_FOR_EACH * n);
+            let window = |mut seen: Vec<Seen>| {
+                // Turns go through all of it: what a deep look saw far behind is left out.
+                let is_all = is_all && seen.len() <= n_near;
+                seen.truncate(n_near);
+                Window { n_seen: seen.len(), seen, at, is_all }
+            };
             let is_for_others = !choice.foreign.is_empty();
             let is_enough = choice.free.len() >= n;
             let may_look_deep = joint.ends.is_empty() || self.back_end.may_look_deep();
@@ -249,16 +257,12 @@ impl<'a> Leader<'a> {
         let mut passed_on = PassedOn::default();
         for end in &joint.ends {
             if let Some(held) = self.back_end.held(end.ended.id) {
-                passed_on.add(end.ended.id, &held.exclusive, &held.shared);
+                passed_on.add(&held);
             }
         }
         let wanted = |place: &usize| {
             let task = &found.window.seen[*place];
-            Wanted {
-                task: task.id,
-                needs: needs(&task.exclusive, &task.shared),
-                passed_on: passed_on.to(task),
-            }
+            (task.id, task.needs.clone())
         };
         let owners: Vec<&str> = hands.iter().map(|hand| hand.owner.as_str()).collect();
         let mut got = Vec::new();
@@ -267,11 +271,11 @@ impl<'a> Leader<'a> {
             if places.is_empty() || got.len() == owners.len() {
                 break;
             }
-            let wanted: Vec<Wanted> = places.iter().map(wanted).collect();
+            let wanted: Vec<(TaskId, Arc<Needs>)> = places.iter().map(wanted).collect();
             let has_none = |owner: &&&str| !got.iter().any(|lock: &Lock| lock.owner == **owner);
             let owners: Vec<&str> = owners.iter().filter(has_none).copied().collect();
             let n_owners = owners.len().min(wanted.len());
-            got.extend(self.acquire_in_epoch(session, &owners[..n_owners], &wanted)?);
+            got.extend(self.acquire_in_epoch(session, &owners[..n_owners], &wanted, &passed_on)?);
         }
         Ok(got)
     }
@@ -280,12 +284,13 @@ impl<'a> Leader<'a> {
         &mut self,
         session: &mut Session,
         owners: &[&str],
-        wanted: &[Wanted],
+        wanted: &[(TaskId, Arc<Needs>)],
+        passed_on: &PassedOn,
     ) -> Result<Vec<Lock>, Error> {
         let (mut released, wake) = self.back_end.take_released();
         let mut told_by = wake.then_some(self.shared.identity.process.as_str());
         for _ in 0..MAX_EPOCHS {
-            if let Some(got) = self.link.exchange(&released, told_by, owners, wanted)? {
+            if let Some(got) = self.link.exchange(&released, told_by, owners, wanted, passed_on)? {
                 return Ok(got);
             }
             released.clear();
@@ -317,7 +322,7 @@ impl<'a> Leader<'a> {
             registry.into_iter().partition(|lock| self.back_end.is_own(&lock.owner));
         let mut gone: Vec<Lock> = own
             .into_iter()
-            .filter(|lock| self.back_end.held(lock.task).is_none_or(|held| held.lock != *lock))
+            .filter(|lock| self.back_end.held(lock.task).is_none_or(|held| held != *lock))
             .collect();
         gone.extend(abandoned(&mut session.client, others)?);
         self.link.release(&gone, None)
@@ -394,13 +399,7 @@ impl<'a> Leader<'a> {
         let n_possible = found.free.len().min(hands.len());
         conclusive &= given.len() == n_possible;
         for (lock, _) in &given {
-            if let Some(task) = found.window.seen.iter().find(|task| task.id == lock.task) {
-                self.back_end.hold(Held {
-                    lock: lock.clone(),
-                    exclusive: task.exclusive.clone(),
-                    shared: task.shared.clone(),
-                });
-            }
+            self.back_end.hold(lock.clone());
         }
         if joint.ends.is_empty() && given.is_empty() {
             let unfinished = found.unfinished;
@@ -548,8 +547,7 @@ fn read_seen(row: &Row) -> Option<Seen> {
         id: TaskId(row.get("id")),
         name: row.get("name"),
         waiting: row.get::<_, &str>("state") == "waiting",
-        exclusive: row.get("exclusive"),
-        shared: row.get("shared"),
+        needs: read_needs(row),
         behind_parked: row.get::<_, Option<bool>>("behind_parked").unwrap_or(false),
     })
 }
@@ -563,7 +561,11 @@ fn owned(session: &mut Session) -> Result<Vec<Lock>, Error> {
     let lock = |row: &Row| Lock {
         owner: row.get("lock_owner"),
         task: TaskId(row.get("id")),
-        needs: needs(&row.get::<_, Vec<String>>("exclusive"), &row.get::<_, Vec<String>>("shared")),
+        needs: read_needs(row),
     };
     Ok(rows.iter().map(lock).collect())
+}
+
+fn read_needs(row: &Row) -> Arc<Needs> {
+    Arc::new(Needs { exclusive: row.get("exclusive"), shared: row.get("shared") })
 }
