@@ -20,6 +20,7 @@ use super::server::{NOTED, assert_each_ran_once, dispatch_load, wait_for_n_final
 use crate::support::clean::assert_clean;
 use crate::support::database::Database;
 use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task, run};
+use crate::support::proxy::Proxy;
 use crate::support::redis::{Redis, start_redis};
 use crate::support::{SOON, wait_until};
 
@@ -273,6 +274,30 @@ fn a_worker_that_hears_all_the_time_notices_that_the_lock_store_is_back() {
     let id = database.dispatch(&NewTask::new("millhand.noop"));
     database.wait_for_state(id, TaskState::Completed);
     drop(chatter);
+    worker.stop(Signal::TERM);
+    assert_clean(&database, &workshop);
+}
+
+/// It could not let go of the locks of its last task, and takes no more turns.
+#[test]
+fn a_worker_that_leaves_when_its_lock_store_is_just_back_leaves_no_lock() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let (proxy, url) = Proxy::of_redis(&workshop.redis.url);
+    let mut command = workshop.millhand(["worker", "--type", "redis", "--threads", "2"]);
+    command.env("MILLHAND_REDIS_URL", url);
+    let worker = WorkerProcess::start(command);
+    let id = database.dispatch(&gate_task(&workshop, "gate", "a").exclusive("r").shared("s"));
+    workshop.wait_at_gate(&database, "a");
+    proxy.part();
+    workshop.open_gate("a");
+    database.wait_for_state(id, TaskState::Completed);
+    wait_until(&database, "it takes the lock store for lost", SOON, || {
+        let stderr = worker.stderr();
+        if stderr.contains("nothing new is started") { Ok(()) } else { Err(stderr) }
+    });
+    assert_eq!(workshop.redis.registry().len(), 1);
+    proxy.join();
     worker.stop(Signal::TERM);
     assert_clean(&database, &workshop);
 }

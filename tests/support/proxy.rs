@@ -46,6 +46,7 @@ enum Server {
 struct Shared {
     server: Server,
     state: Mutex<State>,
+    is_parted: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -80,8 +81,12 @@ impl Proxy {
     fn start(server: Server) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (state, ended) = (Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { server, state, ended });
+        let shared = Arc::new(Shared {
+            server,
+            state: Mutex::default(),
+            is_parted: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        });
         let of_thread = shared.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -92,6 +97,15 @@ impl Proxy {
             }
         });
         Proxy { address, shared }
+    }
+
+    /// Lets nothing through, and nobody in, until [`Proxy::join`].
+    pub(crate) fn part(&self) {
+        self.shared.is_parted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn join(&self) {
+        self.shared.is_parted.store(false, Ordering::Release);
     }
 
     /// Does this harm, and cuts the connection, at message number `n`, counted from 1
@@ -122,6 +136,10 @@ impl Drop for Proxy {
 }
 
 impl Shared {
+    fn is_parted(&self) -> bool {
+        self.is_parted.load(Ordering::Acquire)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,6 +175,9 @@ impl State {
 /// Serves one connection, on threads of its own. What one side ends is ended on the
 /// other, too.
 fn pass_on(shared: &Arc<Shared>, client: TcpStream) {
+    if shared.is_parted() {
+        return;
+    }
     let server = match &shared.server {
         Server::Tcp(address) => TcpStream::connect(address).map(OwnedFd::from),
         Server::Unix(path) => UnixStream::connect(path).map(OwnedFd::from),
@@ -173,6 +194,7 @@ fn pass_on(shared: &Arc<Shared>, client: TcpStream) {
     let (question_strikes, answer_strikes) = (strikes.clone(), strikes);
     thread::spawn(move || {
         copy(client, server, || match of_questions.count() {
+            _ if of_questions.is_parted() => false,
             Some(Moment::BeforeMessage) => false,
             Some(Moment::BeforeAnswer) => {
                 question_strikes.store(true, Ordering::Release);
@@ -187,7 +209,7 @@ fn pass_on(shared: &Arc<Shared>, client: TcpStream) {
                 of_answers.state().strike();
                 return false;
             }
-            true
+            !of_answers.is_parted()
         });
         // Some messages have no answer but the end of the connection.
         if answer_strikes.load(Ordering::Acquire) {
