@@ -240,8 +240,7 @@ impl Chatter {
         let (has_ended, mut waker) = (ended.clone(), waker(workshop));
         let thread = thread::spawn(move || {
             while !has_ended.load(Ordering::Relaxed) {
-                // It may be cut off, too.
-                let _ = waker.wake();
+                waker.wake().unwrap();
                 thread::sleep(Duration::from_millis(20));
             }
         });
@@ -256,8 +255,8 @@ impl Drop for Chatter {
     }
 }
 
-/// Others have much to say: the listener of a worker that has lost its other connections
-/// is never without a message for as long as it would take to become suspicious.
+/// Others have much to say: the listener of a worker whose questions are not answered is
+/// never without a message for as long as it would take to become suspicious.
 #[test]
 fn a_worker_that_hears_all_the_time_notices_that_the_lock_store_is_back() {
     let server = start_redis();
@@ -266,11 +265,14 @@ fn a_worker_that_hears_all_the_time_notices_that_the_lock_store_is_back() {
     let worker = start_worker(&workshop, TTL, 1);
     wait_for_workers(&database, 1);
     let chatter = Chatter::start(&workshop);
+    // Every question is answered with an error, and the listener asks none.
+    let registry = format!("{{{}}}:registry", workshop.redis.prefix);
+    redis::cmd("SET").arg(&registry).arg("").exec(&mut workshop.redis.connect()).unwrap();
     wait_until(&database, "it takes the lock store for lost", SOON, || {
-        workshop.redis.kill_clients("normal");
         let stderr = worker.stderr();
         if stderr.contains("nothing new is started") { Ok(()) } else { Err(stderr) }
     });
+    redis::cmd("DEL").arg(&registry).exec(&mut workshop.redis.connect()).unwrap();
     let id = database.dispatch(&NewTask::new("millhand.noop"));
     database.wait_for_state(id, TaskState::Completed);
     drop(chatter);
