@@ -159,6 +159,10 @@ impl RedisBackEnd {
         std::mem::take(&mut self.ledger().audit)
     }
 
+    fn wants_audit(&self) -> bool {
+        self.ledger().audit
+    }
+
     fn want_audit(&self) {
         self.ledger().audit = true;
     }

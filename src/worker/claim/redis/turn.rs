@@ -85,13 +85,26 @@ impl<'a> Leader<'a> {
     /// Gives up what this owner still holds.
     pub(super) fn forget(&mut self, owner: &str) {
         self.back_end.forget(owner);
-        self.release();
-        // And what it was given in answers that got lost.
-        if self.back_end.store.is_up()
-            && let Err(error) = self.link.release_all_of(owner)
-        {
+        let given_up = if self.back_end.store.is_up() && !self.back_end.wants_audit() {
+            self.release();
+            // And what it was given in answers that got lost.
+            self.link.release_all_of(owner)
+        } else {
+            // Others may have left before it and relied on an audit, and perhaps no turn
+            // is taken here any more that would make one.
+            self.release_abandoned(owner)
+        };
+        if let Err(error) = given_up {
             self.is_down(&error);
         }
+    }
+
+    fn release_abandoned(&mut self, owner: &str) -> Result<(), Error> {
+        let (mut gone, others): (Vec<Lock>, Vec<Lock>) =
+            self.link.registry()?.into_iter().partition(|lock| lock.owner == owner);
+        let mut session = self.back_end.sessions.get_checked()?;
+        gone.extend(abandoned(&mut session.client, others)?);
+        self.link.release(&gone, None)
     }
 
     /// There is a task that was not there before.
