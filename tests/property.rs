@@ -150,37 +150,42 @@ fn has_parked(connection: &mut Client) -> bool {
 fn random_queues_keep_the_order_and_leave_nothing_behind() {
     let first_seed = setting("MILLHAND_TEST_SEED", random() >> 1);
     let n_queues = setting("MILLHAND_TEST_QUEUES", 1000);
-    for worker_type in WORKER_TYPES {
-        let database = Database::new();
-        let workshop =
-            Workshop::new(&database, "[handlers.brief]\ncommand = [\"sleep\", \"0.01\"]");
-        let mut n_run = 0;
-        while n_run < n_queues {
-            let mut dice = Dice::of(first_seed + n_run);
-            let fleet: Vec<WorkerProcess> = (0..2 + dice.below(3))
-                .map(|_| {
-                    let threads = (1 + dice.below(6)).to_string();
-                    workshop.worker(worker_type, &["--threads", &threads])
-                })
-                .collect();
-            for _ in 0..ROUNDS_OF_A_FLEET {
-                let n = ROUND.min(n_queues - n_run);
-                let seed = first_seed + n_run;
-                // Shown only if the test fails.
-                println!("MILLHAND_TEST_SEED={seed} MILLHAND_TEST_QUEUES={n} draws these");
-                run_round(&database, seed, n);
-                n_run += n;
-            }
-            for worker in fleet {
-                worker.stop(Signal::TERM);
-            }
-            clean::assert_clean(&database, &workshop);
+    thread::scope(|scope| {
+        for worker_type in WORKER_TYPES {
+            scope.spawn(move || run_queues(worker_type, first_seed, n_queues));
         }
-        if n_queues >= 100 {
-            let mut connection = database.connect();
-            wait_until(&database, "deep queues were parked", SOON, || {
-                if has_parked(&mut connection) { Ok(()) } else { Err("nothing was") }
-            });
+    });
+}
+
+fn run_queues(worker_type: &str, first_seed: u64, n_queues: u64) {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "[handlers.brief]\ncommand = [\"sleep\", \"0.01\"]");
+    let mut n_run = 0;
+    while n_run < n_queues {
+        let mut dice = Dice::of(first_seed + n_run);
+        let fleet: Vec<WorkerProcess> = (0..2 + dice.below(3))
+            .map(|_| {
+                let threads = (1 + dice.below(6)).to_string();
+                workshop.worker(worker_type, &["--threads", &threads])
+            })
+            .collect();
+        for _ in 0..ROUNDS_OF_A_FLEET {
+            let n = ROUND.min(n_queues - n_run);
+            let seed = first_seed + n_run;
+            // Shown only if the test fails.
+            println!("MILLHAND_TEST_SEED={seed} MILLHAND_TEST_QUEUES={n} draws these");
+            run_round(&database, seed, n);
+            n_run += n;
         }
+        for worker in fleet {
+            worker.stop(Signal::TERM);
+        }
+        clean::assert_clean(&database, &workshop);
+    }
+    if n_queues >= 100 {
+        let mut connection = database.connect();
+        wait_until(&database, "deep queues were parked", SOON, || {
+            if has_parked(&mut connection) { Ok(()) } else { Err("nothing was") }
+        });
     }
 }
