@@ -1,11 +1,16 @@
-//! The safety poll: what looks may leave out.
+//! Housekeeping: heartbeats, and the safety poll, what looks may leave out.
+
+use std::collections::BTreeSet;
 
 use millhand::{NewTask, client};
 use postgres::Client;
+use rustix::process::Signal;
 
-use crate::support::SOON;
+use crate::support::clean::assert_clean;
 use crate::support::database::Database;
+use crate::support::process::{WorkerProcess, Workshop};
 use crate::support::session::{Session, Turn};
+use crate::support::{SOON, WORKER_TYPES, wait_until};
 
 /// The safety poll as one process makes it, from one to the next.
 #[derive(Default)]
@@ -216,4 +221,26 @@ fn a_row_that_no_worker_knows_of_is_forgotten() {
     assert_eq!(n_workers(&mut first), 1);
     first.execute("SELECT millhand.leave($1)", &[&first_id]).unwrap();
     assert_eq!(n_workers(&mut first), 0);
+}
+
+#[test]
+fn rows_are_renewed_however_seldom_a_process_polls() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, "");
+        let mut command = workshop.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_TTL", "1s").env("MILLHAND_POLL_INTERVAL", "1h");
+        let worker = WorkerProcess::start(command);
+        let mut connection = database.connect();
+        let mut heartbeats = BTreeSet::new();
+        wait_until(&database, "it renews its row again and again", SOON, || {
+            let workers = millhand::fleet::workers(&mut connection).unwrap();
+            heartbeats.extend(workers.iter().map(|worker| (worker.id, worker.last_heartbeat)));
+            if heartbeats.len() > 8 { Ok(()) } else { Err(heartbeats.len()) }
+        });
+        let ids: BTreeSet<i64> = heartbeats.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids.len(), 1, "it was never taken for missing: {}", worker.stderr());
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
 }

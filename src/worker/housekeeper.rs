@@ -27,6 +27,8 @@ struct Housekeeper<'a> {
     mark: Option<i64>,
     mark_xid: Option<i64>,
     next_beat: Instant,
+    next_poll: Instant,
+    n_turns: u64,
 }
 
 /// A connection with its statements prepared.
@@ -46,10 +48,11 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         mark: None,
         mark_xid: None,
         next_beat: Instant::now(),
+        next_poll: Instant::now(),
+        n_turns: 0,
     };
     let mut session: Option<Session> = None;
     let mut warned = false;
-    let mut n_turns = 0;
     while !shared.has_ended() {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
@@ -80,12 +83,10 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         if failed {
             shared.pause(RECONNECT_INTERVAL);
         } else {
-            let turns_before = std::mem::replace(&mut n_turns, shared.back_end.n_turns());
-            let is_busy = n_turns - turns_before > BUSY_TURNS;
-            let interval = shared.poll_interval;
-            let interval = if is_busy { interval.min(BUSY_POLL_INTERVAL) } else { interval };
+            let next = housekeeper.next_beat.min(housekeeper.next_poll);
+            let pause = next.saturating_duration_since(Instant::now());
             // Who has just come need not wait for long.
-            shared.pause_unless(interval, || shared.has_fresh_leases());
+            shared.pause_unless(pause, || shared.has_fresh_leases());
         }
     }
 }
@@ -128,7 +129,15 @@ impl Housekeeper<'_> {
                 self.shared.back_end.swept();
             }
         }
-        self.poll(session)
+        if now >= self.next_poll {
+            self.poll(session)?;
+            let n_turns = self.shared.back_end.n_turns();
+            let is_busy = n_turns - std::mem::replace(&mut self.n_turns, n_turns) > BUSY_TURNS;
+            let interval = self.shared.poll_interval;
+            let interval = if is_busy { interval.min(BUSY_POLL_INTERVAL) } else { interval };
+            self.next_poll = Instant::now() + interval;
+        }
+        Ok(())
     }
 
     /// It may be another server, restored or elder: nothing that was learned of
@@ -138,7 +147,7 @@ impl Housekeeper<'_> {
     fn begin_session(&mut self) {
         (self.sight, self.mark, self.mark_xid) = (Sight::default(), None, None);
         self.shared.set_sight(Sight::default());
-        self.next_beat = Instant::now();
+        (self.next_beat, self.next_poll) = (Instant::now(), Instant::now());
     }
 
     fn beat(&mut self, session: &mut Session, lease_end: Instant) -> Result<(), Error> {
