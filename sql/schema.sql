@@ -421,7 +421,7 @@ DECLARE
     gone record;
 BEGIN
     DELETE FROM millhand.worker WHERE id = worker_id RETURNING process, lock_owner INTO gone;
-    IF gone.lock_owner IS NULL THEN
+    IF FOUND AND gone.lock_owner IS NULL THEN
         PERFORM millhand.forget_unknown_workers(gone.process);
         PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
     END IF;

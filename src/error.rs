@@ -88,6 +88,23 @@ impl Error {
         Error::Bug { doing: doing.to_owned(), source: error.into() }
     }
 
+    /// The same for another worker that it concerns, with the words of its causes.
+    pub(crate) fn copy(&self) -> Error {
+        let said = |source: &(dyn StdError + Send + Sync + 'static)| chain(source).into();
+        match self {
+            Error::Config(text) => Error::Config(text.clone()),
+            Error::Schema(text) => Error::Schema(text.clone()),
+            Error::Conflict(text) => Error::Conflict(text.clone()),
+            Error::NotFound(text) => Error::NotFound(text.clone()),
+            Error::Unavailable { doing, source } => {
+                Error::Unavailable { doing: doing.clone(), source: said(&**source) }
+            }
+            Error::Bug { doing, source } => {
+                Error::Bug { doing: doing.clone(), source: said(&**source) }
+            }
+        }
+    }
+
     /// Whether the connection that said this is of no more use.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {

@@ -58,11 +58,6 @@ impl Waker {
         self.link.wake()
     }
 
-    /// How many tasks hold locks, or are about to.
-    pub fn count_locks(&mut self) -> Result<usize, Error> {
-        Ok(self.link.registry()?.len())
-    }
-
     /// This task was canceled: its worker looks at it.
     pub fn cancel(&mut self, id: TaskId) -> Result<(), Error> {
         self.link.cancel(id)

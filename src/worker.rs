@@ -18,28 +18,27 @@ pub(crate) mod inbox;
 mod lease;
 mod listener;
 mod run;
+mod shared;
 mod thread;
 pub mod warden;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use postgres::Client;
 
 use crate::config::{Config, WorkerType};
 use crate::error::{self, Error};
 use crate::registry::Registry;
 use crate::{db, migrate};
+use claim::BackEnd;
 use claim::postgres::PostgresBackEnd;
 use claim::redis::RedisBackEnd;
-use claim::{BackEnd, Previous};
-use inbox::{Event, Inbox, Mailbox};
-use lease::Lease;
+use inbox::{Event, Inbox};
+pub(crate) use shared::{Identity, Shared, Sight, random_token};
 use warden::Warden;
 
 /// How often a thread that waits for a server looks whether it should end.
@@ -81,47 +80,6 @@ pub struct Worker {
     warden: Option<Vec<OsString>>,
     control: Control,
     requests: Receiver<Shutdown>,
-}
-
-/// Who a worker process is.
-pub(crate) struct Identity {
-    /// Drawn at each start, shared by its workers.
-    pub(crate) process: String,
-    pub(crate) hostname: String,
-    pub(crate) pid: i32,
-    pub(crate) ttl: Duration,
-}
-
-/// Where looks find everything that is incomplete and not parked; by default
-/// everywhere. See `sql/functions/10_sight.sql`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Sight {
-    /// From this position on,
-    pub(crate) low: i64,
-    /// and at these.
-    pub(crate) stragglers: Vec<i64>,
-}
-
-/// What the threads of a process share.
-pub(crate) struct Shared {
-    pub(crate) url: String,
-    pub(crate) identity: Identity,
-    pub(crate) registry: Registry,
-    pub(crate) handlers: Vec<String>,
-    pub(crate) burst: bool,
-    pub(crate) auxiliary: bool,
-    pub(crate) cancel_grace: Duration,
-    pub(crate) poll_interval: Duration,
-    pub(crate) back_end: Box<dyn BackEnd>,
-    pub(crate) warden: Arc<Warden>,
-    pub(crate) control: Control,
-    name_template: String,
-    working_directory: PathBuf,
-    sight: Mutex<Arc<Sight>>,
-    mailboxes: Vec<Mailbox>,
-    leases: Mutex<BTreeMap<i64, Arc<Lease>>>,
-    has_ended: AtomicBool,
-    ended: (Mutex<()>, Condvar),
 }
 
 impl Worker {
@@ -403,144 +361,4 @@ impl Stop {
             }
         }
     }
-}
-
-impl Shared {
-    /// The name of worker `index`, from the template.
-    pub(crate) fn worker_name(&self, index: usize) -> String {
-        let hostname = &self.identity.hostname;
-        self.name_template
-            .replace("{pid}", &self.identity.pid.to_string())
-            .replace("{hostname}", hostname.split('.').next().unwrap_or(hostname))
-            .replace("{fqdn}", &fqdn(hostname))
-            .replace("{thread}", &index.to_string())
-    }
-
-    /// A fresh directory for a task, removed when dropped.
-    pub(crate) fn working_directory(&self) -> Result<tempfile::TempDir, String> {
-        tempfile::Builder::new()
-            .prefix(&warden::directory_prefix(&self.identity.process))
-            .tempdir_in(&self.working_directory)
-            .map_err(|error| {
-                format!(
-                    "could not make a working directory in {}: {error}; \
-                     make room there or set `working_directory`",
-                    self.working_directory.display()
-                )
-            })
-    }
-
-    /// Tells every worker.
-    pub(crate) fn tell_all(&self, event: Event) {
-        for mailbox in &self.mailboxes {
-            mailbox.send(event);
-        }
-    }
-
-    /// Registers a worker of this process under a new id, and settles first what
-    /// its thread had before.
-    pub(crate) fn register(
-        &self,
-        client: &mut Client,
-        name: &str,
-        worker_type: &str,
-        lock_owner: Option<&str>,
-        previous: Option<Previous>,
-    ) -> Result<i64, postgres::Error> {
-        let row = client.query_one(
-            include_str!("../sql/queries/register_worker.sql"),
-            &[
-                &name,
-                &worker_type,
-                &self.identity.process,
-                &self.identity.hostname,
-                &self.identity.pid,
-                &self.identity.ttl.as_secs_f64(),
-                &lock_owner,
-                &previous.map(|previous| previous.worker),
-                &previous.and_then(|previous| previous.begun).map(|id| id.0),
-            ],
-        )?;
-        Ok(row.get(0))
-    }
-
-    /// Where to look, for whoever finds a lease that holds after reading it.
-    pub(crate) fn sight(&self) -> Arc<Sight> {
-        self.sight.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn set_sight(&self, sight: Sight) {
-        *self.sight.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(sight);
-    }
-
-    /// The leases of the worker ids in use now.
-    pub(crate) fn leases(&self) -> Vec<Arc<Lease>> {
-        self.lock_leases().values().cloned().collect()
-    }
-
-    /// Worker `index` has registered under this id; the housekeeper hears of it.
-    pub(crate) fn joined(&self, index: usize, worker: i64) -> Arc<Lease> {
-        let lease = Arc::new(Lease::new(worker, self.mailboxes[index].clone()));
-        self.lock_leases().insert(worker, lease.clone());
-        let _guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-        self.ended.1.notify_all();
-        lease
-    }
-
-    pub(crate) fn left(&self, worker: i64) {
-        self.lock_leases().remove(&worker);
-    }
-
-    /// Whether a worker waits for its first heartbeat.
-    pub(crate) fn has_fresh_leases(&self) -> bool {
-        self.lock_leases().values().any(|lease| lease.is_fresh())
-    }
-
-    fn lock_leases(&self) -> MutexGuard<'_, BTreeMap<i64, Arc<Lease>>> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether all worker threads have ended.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Acquire)
-    }
-
-    /// Waits for `time`, or until all worker threads have ended.
-    pub(crate) fn pause(&self, time: Duration) {
-        self.pause_unless(time, || false);
-    }
-
-    /// The same, or until `reason` holds.
-    pub(crate) fn pause_unless(&self, time: Duration, reason: impl Fn() -> bool) {
-        let guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Woken early or for nothing: the callers look at the time themselves.
-        let condition = |(): &mut ()| !self.has_ended() && !reason();
-        drop(self.ended.1.wait_timeout_while(guard, time, condition));
-    }
-
-    fn end(&self) {
-        let _guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-        self.has_ended.store(true, Ordering::Release);
-        self.ended.1.notify_all();
-    }
-}
-
-/// The host's full name: its own if it has a dot, else with the domain that the
-/// kernel knows.
-fn fqdn(hostname: &str) -> String {
-    let domain = rustix::system::uname().domainname().to_string_lossy().into_owned();
-    if hostname.contains('.') || domain.is_empty() || domain == "(none)" {
-        return hostname.to_owned();
-    }
-    format!("{hostname}.{domain}")
-}
-
-/// A UUID from the kernel.
-pub(crate) fn random_token() -> Result<String, Error> {
-    let path = "/proc/sys/kernel/random/uuid";
-    let token = std::fs::read_to_string(path).map_err(|error| Error::Unavailable {
-        doing: format!("could not read {path}"),
-        source: error.into(),
-    })?;
-    Ok(token.trim().to_owned())
 }

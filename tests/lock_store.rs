@@ -3,7 +3,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use millhand::{Config, NewTask, TaskState, Waker, client};
+use millhand::{NewTask, TaskState, client};
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
@@ -12,30 +12,13 @@ use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server};
 use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task, run};
 use crate::support::redis::{Redis, start_redis};
-use crate::support::{SOON, look_until, wait_until};
+use crate::support::{SOON, look_until};
 
 /// Starts a worker that looks by itself only once an hour.
 fn deaf_worker(workshop: &Workshop, flags: &[&str]) -> WorkerProcess {
     let mut command = workshop.millhand(["worker", "--type", "redis"]);
     command.args(flags).env("MILLHAND_POLL_INTERVAL", "1h");
     WorkerProcess::start(command)
-}
-
-fn wait_for_n_online(database: &Database, n_workers: usize) {
-    let mut connection = database.connect();
-    wait_until(database, &format!("{n_workers} workers are online"), SOON, || {
-        let n = millhand::fleet::workers(&mut connection).unwrap().len();
-        if n == n_workers { Ok(()) } else { Err(n) }
-    });
-}
-
-fn waker(workshop: &Workshop) -> Waker {
-    let config = Config {
-        redis_url: Some(workshop.redis.url.clone()),
-        redis_prefix: workshop.redis.prefix.clone(),
-        ..Config::default()
-    };
-    Waker::new(&config).unwrap()
 }
 
 #[test]
@@ -53,7 +36,7 @@ fn postgres_sees_nothing_but_reads_and_writes_of_rows() {
         .map(|number| NewTask::new("millhand.noop").shared("r").exclusive(format!("{number}")))
         .collect();
     client::dispatch_many(&mut connection, &tasks).unwrap();
-    wait_for_n_online(&database, 8);
+    database.wait_for_workers(8);
     workshop.wait_at_gate(&database, "a");
     let mut reader = database.connect();
     reader.batch_execute("SELECT pg_stat_statements_reset()").unwrap();
@@ -100,7 +83,7 @@ fn threads_share_few_connections() {
     let mut command = workshop.millhand(["worker", "--type", "redis", "--threads", "40"]);
     command.env("MILLHAND_POOL_SIZE", "3");
     let worker = WorkerProcess::start(command);
-    wait_for_n_online(&database, 40);
+    database.wait_for_workers(40);
     let sleep = NewTask::new("millhand.sleep").args(json!({"seconds": 0.05}));
     client::dispatch_many(&mut database.connect(), &vec![sleep; 400]).unwrap();
     database.wait_for_all_final();
@@ -123,13 +106,13 @@ fn the_command_line_tells_workers_of_tasks_and_cancels() {
     let database = Database::new();
     let workshop = Workshop::new(&database, GATE_HANDLERS);
     let worker = deaf_worker(&workshop, &["--threads", "2"]);
-    wait_for_n_online(&database, 2);
+    database.wait_for_workers(2);
     for _ in 0..20 {
         let said = run(&mut workshop.millhand(["dispatch", "millhand.noop", "--wait"]));
         assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""), "{}", worker.stderr());
     }
     let running = database.dispatch(&gate_task(&workshop, "gate", "never"));
-    waker(&workshop).wake().unwrap();
+    workshop.redis.waker().wake().unwrap();
     workshop.wait_at_gate(&database, "never");
     let said = run(&mut workshop.millhand(["task", "cancel", &running.to_string()]));
     assert_eq!(said.code, Some(0), "{said:?}");
@@ -150,8 +133,8 @@ fn what_one_process_ends_another_starts_without_a_poll() {
         "[handlers.right]\ncommand = [\"true\"]\n",
     );
     let workers = [deaf_worker(&workshop, &["--threads", "2"]), deaf_worker(&right, &[])];
-    wait_for_n_online(&database, 3);
-    let mut waker = waker(&workshop);
+    database.wait_for_workers(3);
+    let mut waker = workshop.redis.waker();
     let mut connection = database.connect();
     for _ in 0..30 {
         let tasks: Vec<NewTask> = ["left", "left", "right", "left", "right", "millhand.noop"]
@@ -184,8 +167,8 @@ fn tasks_that_end_at_once_in_two_processes_free_what_waits_for_both() {
     let workshop = Workshop::new(&database, "");
     let workers =
         [deaf_worker(&workshop, &["--threads", "4"]), deaf_worker(&workshop, &["--threads", "4"])];
-    wait_for_n_online(&database, 8);
-    let mut waker = waker(&workshop);
+    database.wait_for_workers(8);
+    let mut waker = workshop.redis.waker();
     let mut connection = database.connect();
     for _ in 0..200 {
         // Short ones on their own, and one that waits for all of them.
@@ -268,9 +251,9 @@ fn a_restricted_user_is_enough() {
     redis.url = format!("redis://worker:secret@{}3", address.trim_end_matches('0'));
     let workshop = Workshop::with_redis(&database, redis, GATE_HANDLERS);
     let worker = deaf_worker(&workshop, &["--threads", "2"]);
-    wait_for_n_online(&database, 2);
+    database.wait_for_workers(2);
     let id = database.dispatch(&gate_task(&workshop, "gate", "a").exclusive("r").shared("s"));
-    waker(&workshop).wake().unwrap();
+    workshop.redis.waker().wake().unwrap();
     workshop.wait_at_gate(&database, "a");
     let keyspace: String = redis::cmd("INFO").arg("keyspace").query(&mut admin).unwrap();
     assert!(keyspace.contains("db3:") && !keyspace.contains("db0:"), "{keyspace}");

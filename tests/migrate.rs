@@ -33,16 +33,10 @@ fn normalized_dump(database: &Database) -> String {
     text.trim().to_owned() + "\n"
 }
 
-#[test]
-fn an_empty_database_migrates_to_the_golden_schema() {
-    let database = Database::empty();
-    let mut connection = database.connect();
-    assert_eq!(migrate::current_version(&mut connection).unwrap(), 0);
-    let applied = migrate::migrate(&mut connection).unwrap();
-    assert_eq!(applied.last(), Some(&migrate::known_version()));
-    assert!(migrate::migrate(&mut connection).unwrap().is_empty());
-    migrate::check(&mut connection).unwrap();
-    let found = normalized_dump(&database);
+#[track_caller]
+fn assert_golden(database: &Database) {
+    migrate::check(&mut database.connect()).unwrap();
+    let found = normalized_dump(database);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/schema.sql");
     if std::env::var_os("MILLHAND_WRITE_SCHEMA").is_some() {
         fs::write(golden, found).unwrap();
@@ -56,6 +50,45 @@ fn an_empty_database_migrates_to_the_golden_schema() {
         "the schema differs from sql/schema.sql, first in line {:?}; if it should, run `make schema`\n{found}",
         differs.map(|line| line + 1)
     );
+}
+
+#[test]
+fn an_empty_database_migrates_to_the_golden_schema() {
+    let database = Database::empty();
+    let mut connection = database.connect();
+    assert_eq!(migrate::current_version(&mut connection).unwrap(), 0);
+    let applied = migrate::migrate(&mut connection).unwrap();
+    assert_eq!(applied.last(), Some(&migrate::known_version()));
+    assert!(migrate::migrate(&mut connection).unwrap().is_empty());
+    assert_golden(&database);
+}
+
+#[test]
+fn a_database_of_the_first_version_migrates_to_the_golden_schema() {
+    let database = Database::empty();
+    let mut connection = database.connect();
+    let sql = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/migrations");
+        fs::read_to_string(folder.join(name)).unwrap()
+    };
+    connection.batch_execute(&sql("bootstrap.sql")).unwrap();
+    connection.batch_execute(&sql("0001_initial.sql")).unwrap();
+    // Of its functions, those that later versions have no use for, or call otherwise.
+    connection
+        .batch_execute(
+            "CREATE FUNCTION millhand.register_worker(
+                 text, text, text, text, integer, interval, bigint, bigint)
+                 RETURNS bigint LANGUAGE sql AS 'SELECT 0';
+             CREATE FUNCTION millhand.sweep_lock() RETURNS bigint LANGUAGE sql AS 'SELECT 0';
+             INSERT INTO millhand.migration (version, name) VALUES (1, 'initial');
+             INSERT INTO millhand.task (name, position) VALUES ('a', 1)",
+        )
+        .unwrap();
+    let applied = migrate::migrate(&mut connection).unwrap();
+    assert_eq!(applied, (2..=migrate::known_version()).collect::<Vec<_>>());
+    assert_golden(&database);
+    let n: i64 = connection.query_one("SELECT count(*) FROM millhand.task", &[]).unwrap().get(0);
+    assert_eq!(n, 1);
 }
 
 #[test]

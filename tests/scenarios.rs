@@ -357,10 +357,7 @@ fn a_worker_stopped_by_each_gentle_signal_ends_its_task_first() {
             scenario.start_worker(2);
             scenario.expect_running("a");
             let mut worker = scenario.take_worker();
-            wait_until(&scenario.database, "both are online", SOON, || {
-                let workers = fleet::workers(&mut scenario.connection).unwrap();
-                if workers.len() == 2 { Ok(()) } else { Err(workers) }
-            });
+            scenario.database.wait_for_workers(2);
             worker.signal(signal);
             // The idle one of the two has left: both were told.
             wait_until(&scenario.database, "it drains", SOON, || {

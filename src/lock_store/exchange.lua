@@ -3,8 +3,8 @@
 -- KEYS[1]  the epoch: this incarnation of the store
 -- KEYS[2]  the locks, a hash:
 --            t<task>      the owner that holds the task
---            x<resource>  the task that has it for itself
---            s<resource>  how many tasks share it
+--            r<resource>  the task that has it for itself, or, below zero, how many
+--                         tasks share it
 -- KEYS[3]  the registry, a sorted set of "<owner> <task> <needs>", in the order of
 --          the text, so that what one owner holds stands together
 -- KEYS[4]  the locks that somebody tried in vain, a set of names as in KEYS[2]
@@ -14,17 +14,16 @@
 --   the channel for wake-ups,
 --   the process that wakes all others in any case, or nothing,
 --   of how many tasks the locks are to be let go; for each
---     its entry in the registry, the task,
---     how many resources it has for itself, and their x names,
---     how many it shares, and their s names,
+--     its entry in the registry, its t name, the task,
+--     how many resources it has for itself, and their r names,
+--     how many it shares, and their r names,
 --   how many owners there are to hold a task each, and these owners,
 --   and for each task to try, in order,
---     the task, its needs, for the registry,
---     how many resources it wants for itself, and how many it wants to share,
---     for each of the first an x name, an s name, and the value of each under which
---       it does not count: the caller's own lock on a task that it ends in the
---       transaction that starts this one; or nothing,
---     for each of the others an x name, that value, and an s name
+--     its t name, the task, its entry in the registry without the owner,
+--     how many resources it wants for itself, and for each its r name and the value
+--       under which it does not count: the caller's own lock on a task that it ends
+--       in the transaction that starts this one; or nothing,
+--     how many it wants to share, and the same for each of these
 --
 -- Result: a list of the tasks whose locks it got, all of a task or none, each
 -- followed by its owner; false, and none is taken, if the epoch is another one.
@@ -33,177 +32,191 @@
 -- registry is not let go again, and what one of the owners holds already is a success.
 -- Who tried a lock in vain is woken when it is let go.
 
--- A few calls for all tasks, with as many arguments as Lua can pass.
+local argv = ARGV
+
+-- A few calls for all, with as many arguments as Lua can pass.
 local MOST = 4000
 local function call(name, key, arguments, each)
-  for i = 1, #arguments, MOST do
-    local last = math.min(i + MOST - 1, #arguments)
-    local answer = redis.call(name, key, unpack(arguments, i, last))
+  for first = 1, #arguments, MOST do
+    local last = math.min(first + MOST - 1, #arguments)
+    local answer = redis.call(name, key, unpack(arguments, first, last))
     if each then
-      each(answer, i)
+      each(answer, first - 1)
     end
   end
 end
 
-local position = 0
-local function take()
-  position = position + 1
-  return ARGV[position]
+-- Every name that matters here, and what it stands for in the store and later in
+-- here: false if there is nothing.
+local names, n_names, held = {}, 0, {}
+local function note(name)
+  if held[name] == nil then
+    held[name] = false
+    n_names = n_names + 1
+    names[n_names] = name
+  end
 end
 
-local epoch, channel, told_by = take(), take(), take()
+-- Notes the names of a list, which has its length before it, and returns its end.
+local function note_list(at, width)
+  local last = at + argv[at] * width
+  for i = at + 1, last, width do
+    note(argv[i])
+  end
+  return last
+end
 
+-- Where the names of tasks are among the arguments: what follows is found from there.
 local entries, released = {}, {}
-for j = 1, tonumber(take()) do
-  entries[j] = take()
-  local task = {id = take()}
-  local n = tonumber(take())
-  task.first_x, task.last_x = position + 1, position + n
-  position = position + n
-  n = tonumber(take())
-  task.first_s, task.last_s = position + 1, position + n
-  position = position + n
-  released[j] = task
+local at = 5
+for j = 1, tonumber(argv[4]) do
+  entries[j], released[j] = argv[at], at + 1
+  note(argv[at + 1])
+  at = note_list(note_list(at + 3, 1) + 1, 1) + 1
 end
-local is_registered = {}
-call('ZMSCORE', KEYS[3], entries, function(scores, i)
-  for j, score in ipairs(scores) do
-    is_registered[i + j - 1] = score
+local owner_at, n_owners, is_idle = at, tonumber(argv[at]), {}
+for i = at + 1, at + n_owners do
+  is_idle[argv[i]] = true
+end
+local wanted, n_wanted = {}, 0
+at = at + n_owners + 1
+while at < #argv do
+  n_wanted = n_wanted + 1
+  wanted[n_wanted] = at
+  note(argv[at])
+  at = note_list(note_list(at + 3, 2) + 1, 2) + 1
+end
+call('HMGET', KEYS[2], names, function(values, before)
+  for i, value in ipairs(values) do
+    held[names[before + i]] = value
   end
 end)
-local gone, free, names, tasks_of = {}, {}, {}, {}
-for j, task in ipairs(released) do
-  if is_registered[j] then
-    gone[#gone + 1] = entries[j]
-    free[#free + 1] = 't' .. task.id
-    for i = task.first_x, task.last_x do
-      names[#names + 1] = ARGV[i]
-      tasks_of[#names] = task.id
-    end
-    for i = task.first_s, task.last_s do
-      if redis.call('HINCRBY', KEYS[2], ARGV[i], -1) < 1 then
-        free[#free + 1] = ARGV[i]
-      end
-    end
-  end
+
+local changed = {}
+local function set(name, value)
+  held[name] = value
+  changed[name] = true
 end
-call('HMGET', KEYS[2], names, function(holders, i)
-  for j, holder in ipairs(holders) do
-    -- Not what was passed on to the next task.
-    if holder == tasks_of[i + j - 1] then
-      free[#free + 1] = names[i + j - 1]
+
+local gone, freed = {}, {}
+local function free(name)
+  set(name, false)
+  freed[#freed + 1] = name
+end
+call('ZMSCORE', KEYS[3], entries, function(scores, before)
+  for j, score in ipairs(scores) do
+    if score then
+      at = released[before + j]
+      gone[#gone + 1] = entries[before + j]
+      free(argv[at])
+      local id = argv[at + 1]
+      local last = at + 2 + argv[at + 2]
+      for i = at + 3, last do
+        -- Not what was passed on to the next task.
+        if held[argv[i]] == id then
+          free(argv[i])
+        end
+      end
+      for i = last + 2, last + 1 + argv[last + 1] do
+        -- Above zero it was passed on to a task that has it for itself.
+        local n = tonumber(held[argv[i]] or 0)
+        if n == -1 then
+          free(argv[i])
+        elseif n < 0 then
+          set(argv[i], tostring(n + 1))
+        end
+      end
     end
   end
 end)
 call('ZREM', KEYS[3], gone)
-call('HDEL', KEYS[2], free)
 local n_tried = 0
-if #free > 0 and redis.call('EXISTS', KEYS[4]) == 1 then
-  call('SREM', KEYS[4], free, function(n)
+if #freed > 0 and redis.call('EXISTS', KEYS[4]) == 1 then
+  call('SREM', KEYS[4], freed, function(n)
     n_tried = n_tried + n
   end)
 end
+local channel, told_by = argv[2], argv[3]
 if n_tried > 0 then
   redis.call('PUBLISH', channel, '')
 elseif told_by ~= '' and redis.call('PUBSUB', 'NUMSUB', channel)[2] > 1 then
   redis.call('PUBLISH', channel, told_by)
 end
 
-local n_owners = tonumber(take())
-if n_owners == 0 then
-  return {}
-end
-if redis.call('GET', KEYS[1]) ~= epoch then
-  return false
-end
-local owners, is_idle = {}, {}
-for i = 1, n_owners do
-  owners[i] = take()
-  is_idle[owners[i]] = true
-end
-
-local tasks = {}
-names = {}
-while position < #ARGV do
-  local task = {id = take(), needs = take(), first = position + 3}
-  task.n_exclusive, task.n_shared = tonumber(take()), tonumber(take())
-  names[#names + 1] = 't' .. task.id
-  for _ = 1, task.n_exclusive do
-    names[#names + 1] = ARGV[position + 1]
-    names[#names + 1] = ARGV[position + 2]
-    position = position + 4
-  end
-  for _ = 1, task.n_shared do
-    names[#names + 1] = ARGV[position + 1]
-    position = position + 3
-  end
-  tasks[#tasks + 1] = task
-end
-local held = {}
-call('HMGET', KEYS[2], names, function(values, i)
-  for j, value in ipairs(values) do
-    held[names[i + j - 1]] = value
-  end
-end)
-
 local got = {}
-for _, task in ipairs(tasks) do
-  local owner = held['t' .. task.id]
-  if is_idle[owner] then
-    is_idle[owner] = false
-    got[#got + 1] = task.id
-    got[#got + 1] = owner
+if n_owners > 0 and redis.call('GET', KEYS[1]) ~= argv[1] then
+  got = false
+else
+  local n_idle = n_owners
+  for j = 1, n_wanted do
+    at = wanted[j]
+    local owner = held[argv[at]]
+    if is_idle[owner] then
+      is_idle[owner] = false
+      n_idle = n_idle - 1
+      got[#got + 1] = argv[at + 1]
+      got[#got + 1] = owner
+    end
   end
+  local new, tried = {}, {}
+  for j = 1, n_wanted do
+    if n_idle == 0 then
+      break
+    end
+    at = wanted[j]
+    local is_free = true
+    local function try(name, may_be)
+      local now = held[name]
+      if now and now ~= may_be then
+        is_free = false
+        tried[#tried + 1] = name
+      end
+    end
+    try(argv[at])
+    local last_x = at + 3 + 2 * argv[at + 3]
+    local last_s = last_x + 1 + 2 * argv[last_x + 1]
+    for i = at + 4, last_x, 2 do
+      try(argv[i], argv[i + 1])
+    end
+    for i = last_x + 2, last_s, 2 do
+      local now = held[argv[i]]
+      if now and tonumber(now) > 0 then
+        try(argv[i], argv[i + 1])
+      end
+    end
+    if is_free then
+      repeat
+        owner_at = owner_at + 1
+      until is_idle[argv[owner_at]]
+      local owner, id = argv[owner_at], argv[at + 1]
+      set(argv[at], owner)
+      for i = at + 4, last_x, 2 do
+        set(argv[i], id)
+      end
+      for i = last_x + 2, last_s, 2 do
+        set(argv[i], tostring(math.min(tonumber(held[argv[i]] or 0), 0) - 1))
+      end
+      new[#new + 1] = 0
+      new[#new + 1] = owner .. argv[at + 2]
+      is_idle[owner] = false
+      n_idle = n_idle - 1
+      got[#got + 1] = id
+      got[#got + 1] = owner
+    end
+  end
+  call('ZADD', KEYS[3], new)
+  call('SADD', KEYS[4], tried)
 end
-local fields, tried = {}, {}
-entries = {}
-local next_owner = 1
-for _, task in ipairs(tasks) do
-  while next_owner <= n_owners and not is_idle[owners[next_owner]] do
-    next_owner = next_owner + 1
-  end
-  if next_owner > n_owners then
-    break
-  end
-  local is_free = not held['t' .. task.id]
-  local function try(name, passed_on)
-    if held[name] and held[name] ~= passed_on then
-      is_free = false
-      tried[#tried + 1] = name
-    end
-  end
-  local first_shared = task.first + 4 * task.n_exclusive
-  for i = task.first, first_shared - 1, 4 do
-    try(ARGV[i], ARGV[i + 2])
-    try(ARGV[i + 1], ARGV[i + 3])
-  end
-  local last_shared = first_shared + 3 * task.n_shared - 1
-  for i = first_shared, last_shared, 3 do
-    try(ARGV[i], ARGV[i + 1])
-  end
-  if is_free then
-    local owner = owners[next_owner]
-    is_idle[owner] = false
-    fields[#fields + 1] = 't' .. task.id
-    fields[#fields + 1] = owner
-    for i = task.first, first_shared - 1, 4 do
-      held[ARGV[i]] = task.id
-      fields[#fields + 1] = ARGV[i]
-      fields[#fields + 1] = task.id
-    end
-    for i = first_shared, last_shared, 3 do
-      local name = ARGV[i + 2]
-      held[name] = tostring(redis.call('HINCRBY', KEYS[2], name, 1))
-    end
-    entries[#entries + 1] = 0
-    entries[#entries + 1] = owner .. ' ' .. task.id .. ' ' .. task.needs
-    got[#got + 1] = task.id
-    got[#got + 1] = owner
-  elseif held['t' .. task.id] then
-    tried[#tried + 1] = 't' .. task.id
+
+local fields, removed = {}, {}
+for name in pairs(changed) do
+  if held[name] then
+    fields[#fields + 1] = name
+    fields[#fields + 1] = held[name]
+  else
+    removed[#removed + 1] = name
   end
 end
 call('HSET', KEYS[2], fields)
-call('ZADD', KEYS[3], entries)
-call('SADD', KEYS[4], tried)
+call('HDEL', KEYS[2], removed)
 return got

@@ -6,9 +6,9 @@
 -- ARGV[2]  the new epoch
 -- ARGV[3]  the channel for wake-ups
 -- and for each task, as for exchange.lua:
---   the owner, its entry in the registry, the task,
---   how many resources it has for itself, and their x names,
---   how many it shares, and their s names
+--   the owner, its entry in the registry, its t name, the task,
+--   how many resources it has for itself, and their r names,
+--   how many it shares, and their r names
 --
 -- Result: the epoch in force now.
 
@@ -23,13 +23,13 @@ local function take()
   return ARGV[position]
 end
 while position < #ARGV do
-  local owner, entry, task = take(), take(), take()
-  redis.call('HSET', KEYS[2], 't' .. task, owner)
+  local owner, entry, name, task = take(), take(), take(), take()
+  redis.call('HSET', KEYS[2], name, owner)
   for _ = 1, tonumber(take()) do
     redis.call('HSET', KEYS[2], take(), task)
   end
   for _ = 1, tonumber(take()) do
-    redis.call('HINCRBY', KEYS[2], take(), 1)
+    redis.call('HINCRBY', KEYS[2], take(), -1)
   end
   redis.call('ZADD', KEYS[3], 0, entry)
 end

@@ -43,15 +43,6 @@ fn wait_for_family(database: &Database, workshop: &Workshop) {
     });
 }
 
-fn wait_for_n_workers(database: &Database, wanted: i64) {
-    let mut connection = database.connect();
-    wait_until(database, &format!("{wanted} workers are registered"), SOON, || {
-        let n: i64 =
-            connection.query_one("SELECT count(*) FROM millhand.worker", &[]).unwrap().get(0);
-        if n == wanted { Ok(()) } else { Err(n) }
-    });
-}
-
 fn worker_ids(database: &Database, pid: u32) -> Vec<i64> {
     let workers = millhand::fleet::workers(&mut database.connect()).unwrap();
     workers.iter().filter(|w| w.pid == pid.cast_signed()).map(|w| w.id).collect()
@@ -89,7 +80,7 @@ fn check_death(ttl: &str, harm: impl Fn(&Workshop, &WorkerProcess)) {
         wait_for_family(&database, &workshop);
         let second = worker_with_ttl(&workshop, worker_type, ttl);
         let witness = database.dispatch(&on_folder(&workshop, "witness"));
-        wait_for_n_workers(&database, 2);
+        database.wait_for_workers(2);
         harm(&workshop, &first);
         let task = database.wait_for_state(family, TaskState::Failed);
         assert!(task.error.as_ref().unwrap().contains("has gone missing"), "{:?}", task.error);
@@ -101,7 +92,7 @@ fn check_death(ttl: &str, harm: impl Fn(&Workshop, &WorkerProcess)) {
         // A worker that came back, or was killed in the end, has left its rows
         // to others.
         let mut last = worker_with_ttl(&workshop, worker_type, ttl);
-        wait_for_n_workers(&database, 1);
+        database.wait_for_workers(1);
         last.signal(Signal::TERM);
         last.wait(SOON);
         assert_clean(&database, &workshop);
@@ -157,7 +148,7 @@ fn nothing_begins_until_a_warden_stays() {
     let id = database.dispatch(&NewTask::new("true"));
     let control = worker.control();
     let worker = std::thread::spawn(move || worker.run());
-    wait_for_n_workers(&database, 1);
+    database.wait_for_workers(1);
     let starts = wait_until(&database, "four wardens", SOON, || {
         let starts = std::fs::read_to_string(workshop.path().join("starts")).unwrap_or_default();
         let starts: Vec<u64> = starts.lines().filter_map(|line| line.parse().ok()).collect();
@@ -239,7 +230,7 @@ fn a_cut_off_workers_command_is_dead_before_its_resource_is_free() {
         let family = database.dispatch(&on_folder(&workshop, "family"));
         wait_for_family(&database, &workshop);
         let second = workshop.worker(worker_type, &[]);
-        wait_for_n_workers(&database, 2);
+        database.wait_for_workers(2);
         let witness = database.dispatch(&on_folder(&workshop, "witness"));
         let n = database.terminate(
             "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
@@ -251,7 +242,7 @@ fn a_cut_off_workers_command_is_dead_before_its_resource_is_free() {
         let task = database.wait_for_state(witness, TaskState::Completed);
         assert_eq!(task.result, Some(json!("dead\ndead")));
         // It is back, under a new id, and wrote nothing under the old one.
-        wait_for_n_workers(&database, 2);
+        database.wait_for_workers(2);
         second.stop(Signal::TERM);
         let next = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
         database.wait_for_state(next, TaskState::Completed);

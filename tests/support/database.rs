@@ -1,10 +1,11 @@
 //! One private Postgres for a test binary, one database for a test.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 use millhand::server::{PostgresOptions, PrivatePostgres};
-use millhand::{NewTask, Task, TaskId, TaskState, client, db, migrate};
+use millhand::{NewTask, Task, TaskId, TaskState, client, db, fleet, migrate};
 use postgres::Client;
 
 /// Ends with the test binary, by whatever means that ends.
@@ -144,6 +145,21 @@ impl Database {
                 .get(0);
             if n == 0 { Ok(()) } else { Err(n) }
         });
+    }
+
+    /// The ids of the workers that are registered.
+    pub(crate) fn worker_ids(&self) -> BTreeSet<i64> {
+        let workers = fleet::workers(&mut self.connect()).unwrap();
+        workers.iter().map(|worker| worker.id).collect()
+    }
+
+    /// The same, once there are this many.
+    #[track_caller]
+    pub(crate) fn wait_for_workers(&self, n: usize) -> BTreeSet<i64> {
+        super::wait_until(self, &format!("{n} workers are registered"), super::SOON, || {
+            let ids = self.worker_ids();
+            if ids.len() == n { Ok(ids) } else { Err(ids) }
+        })
     }
 
     /// Cuts the sessions on this database of which the condition on

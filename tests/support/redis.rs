@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use millhand::server::PrivateRedis;
+use millhand::{Config, Waker};
 use redis::Connection;
 
 /// Ends with the test binary, by whatever means that ends.
@@ -34,6 +35,16 @@ impl Redis {
 
     pub(crate) fn connect(&self) -> Connection {
         redis::Client::open(self.url.as_str()).unwrap().get_connection().unwrap()
+    }
+
+    /// What tells the workers of a dispatch or a cancel.
+    pub(crate) fn waker(&self) -> Waker {
+        let config = Config {
+            redis_url: Some(self.url.clone()),
+            redis_prefix: self.prefix.clone(),
+            ..Config::default()
+        };
+        Waker::new(&config).unwrap()
     }
 
     /// How many worker processes hear.

@@ -45,8 +45,7 @@ impl BackEnd for PostgresBackEnd {
         client
             .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
             .map_err(fail)?;
-        let worker =
-            shared.register(&mut client, name, "postgres", None, previous).map_err(fail)?;
+        let worker = shared.register(&mut client, name, "postgres", None, previous)?;
         let statement =
             client.prepare(include_str!("../../../sql/queries/next_task.sql")).map_err(fail)?;
         Ok(Box::new(PostgresClaims {
@@ -251,12 +250,7 @@ impl Claims for PostgresClaims<'_> {
     }
 
     fn leave(&mut self) -> Result<(), Error> {
-        self.client
-            .execute(include_str!("../../../sql/queries/leave.sql"), &[&self.worker])
-            .map_err(|error| {
-                Error::postgres(&format!("could not sign off worker {}", self.name), error)
-            })?;
-        Ok(())
+        self.shared.sign_off(&mut self.client, &self.name, self.worker)
     }
 }
 

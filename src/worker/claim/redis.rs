@@ -4,14 +4,18 @@
 //! | | |
 //! |---|---|
 //! | `desk.rs` | one worker takes a turn for all that are idle or have ended a task |
-//! | `turn.rs` | the turn: look, locks, one transaction, release |
+//! | `turn.rs` | the turn: find tasks, take their locks, end and start in one transaction |
+//! | `find.rs` | finds what may start: looks, parks what is in the way |
 //! | `look.rs` | which tasks of a look may start |
+//! | `locks.rs` | takes locks, lets go of them, and mends what is wrong with them |
 //! | `sessions.rs` | the pool of Postgres sessions |
 //!
 //! A session may end at any moment without a claim being lost: the worker is who its
 //! row says it is for as long as its lease holds.
 
 mod desk;
+mod find;
+mod locks;
 mod look;
 mod sessions;
 mod turn;
@@ -26,11 +30,12 @@ use super::{BackEnd, Claims, Ended, Previous, Turn};
 use crate::client;
 use crate::config::Config;
 use crate::error::Error;
-use crate::lock_store::{Link, Lock, LockStore};
+use crate::lock_store::{Link, Lock, LockStore, PATIENCE};
 use crate::task::{NewTask, TaskId};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 use crate::worker::{LOOK, Shared, Shutdown, random_token};
 use desk::{Answer, Desk, Hand};
+use find::Window;
 use look::Seen;
 use sessions::Sessions;
 use turn::Leader;
@@ -38,7 +43,6 @@ use turn::Leader;
 /// How often a silent connection is asked whether it is still there: messages are
 /// lost for no longer than that. They would be found by the safety poll.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pauses before an end that is held up is tried again: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -68,31 +72,6 @@ struct Ledger {
     next_deep_look: Option<Instant>,
     /// A task far behind, and how many deep looks have found it there.
     passed_over: Option<(TaskId, usize)>,
-}
-
-/// What a look showed, and what this process has done since.
-struct Window {
-    seen: Vec<Seen>,
-    /// How much it was at first.
-    n_seen: usize,
-    at: Instant,
-    /// Whether there is nothing beyond.
-    is_all: bool,
-}
-
-impl Window {
-    /// Of no look.
-    fn empty() -> Window {
-        Window { seen: Vec::new(), n_seen: 0, at: Instant::now(), is_all: false }
-    }
-
-    fn update(&mut self, ended: &[TaskId], started: &HashSet<TaskId>) {
-        let ended: HashSet<TaskId> = ended.iter().copied().collect();
-        self.seen.retain_mut(|task| {
-            task.waiting &= !started.contains(&task.id);
-            !ended.contains(&task.id)
-        });
-    }
 }
 
 impl RedisBackEnd {
@@ -184,12 +163,12 @@ impl RedisBackEnd {
     /// Whether deep looks have passed over the same tasks again and again.
     fn is_passed_over_again(&self, seen: &[Seen]) -> bool {
         let mut ledger = self.ledger();
-        let far = &seen[seen.len().min(turn::KEPT_IN_SIGHT)..];
+        let far = &seen[seen.len().min(find::KEPT_IN_SIGHT)..];
         match &mut ledger.passed_over {
             Some((id, n)) if far.iter().any(|task| task.id == *id) => *n += 1,
             other => *other = far.get(far.len() / 2).map(|task| (task.id, 1)),
         }
-        let is_again = matches!(ledger.passed_over, Some((_, n)) if n >= turn::TOO_OFTEN);
+        let is_again = matches!(ledger.passed_over, Some((_, n)) if n >= find::TOO_OFTEN);
         ledger.passed_over.take_if(|_| is_again);
         is_again
     }
@@ -216,10 +195,7 @@ impl BackEnd for RedisBackEnd {
     ) -> Result<Box<dyn Claims + 'a>, Error> {
         let owner = random_token()?;
         let mut session = self.sessions.get_checked()?;
-        let worker =
-            shared.register(&mut session.client, name, "redis", Some(&owner), previous).map_err(
-                |error| Error::postgres(&format!("could not register worker {name}"), error),
-            )?;
+        let worker = shared.register(&mut session.client, name, "redis", Some(&owner), previous)?;
         drop(session);
         self.ledger().owners.insert(owner.clone());
         let hand = Hand { index, worker, owner };
@@ -267,7 +243,7 @@ impl BackEnd for RedisBackEnd {
             if !is_due && last_heard.elapsed() < PING_INTERVAL {
                 continue;
             }
-            messages.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
+            messages.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
             messages.ping::<redis::Value>().map_err(fail)?;
             messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
             (last_heard, last_asked) = (Instant::now(), Instant::now());
@@ -359,13 +335,7 @@ impl Claims for RedisClaims<'_> {
 
     fn leave(&mut self) -> Result<(), Error> {
         let mut session = self.leader.back_end.sessions.get_checked()?;
-        session
-            .client
-            .execute(include_str!("../../../sql/queries/leave.sql"), &[&self.hand.worker])
-            .map_err(|error| {
-                Error::postgres(&format!("could not sign off worker {}", self.name), error)
-            })?;
-        Ok(())
+        self.leader.shared.sign_off(&mut session.client, &self.name, self.hand.worker)
     }
 }
 

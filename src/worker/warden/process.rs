@@ -223,10 +223,10 @@ fn settle(process: &str, deadline: Instant) -> Result<(), Error> {
 /// Lets go of locks in a lock store whose owners are gone from the table, as these
 /// workers are now. Should that fail, the next worker's audit does it.
 fn release(process: &str, deadline: Instant) -> Result<(), Error> {
-    let redis_url = std::env::var("MILLHAND_REDIS_URL").ok();
-    let Ok(redis_prefix) = std::env::var("MILLHAND_REDIS_PREFIX") else { return Ok(()) };
+    let Ok(redis_url) = std::env::var("MILLHAND_REDIS_URL") else { return Ok(()) };
+    let redis_prefix = std::env::var("MILLHAND_REDIS_PREFIX").unwrap_or_default();
     let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
-    let config = Config { redis_url, redis_prefix, ..Config::default() };
+    let config = Config { redis_url: Some(redis_url), redis_prefix, ..Config::default() };
     let mut link = Link::new(Arc::new(LockStore::new(&config)?));
     loop {
         let released = link.registry().and_then(|locks| {

@@ -9,7 +9,6 @@ use millhand::{NewTask, Task, TaskId, TaskState, Waker, client};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use super::{wait_for_workers, waker};
 use crate::server::{NOTED, assert_each_ran_once, dispatch_load};
 use crate::support::clean::assert_clean;
 use crate::support::database::Database;
@@ -35,7 +34,7 @@ impl Street {
         let database = Database::new();
         let workshop = Workshop::new(&database, &format!("{NOTED}{GATE_HANDLERS}"));
         Street {
-            waker: RefCell::new(waker(&workshop)),
+            waker: RefCell::new(workshop.redis.waker()),
             redis: Proxy::of_redis(&workshop.redis.url),
             postgres: Proxy::of_postgres(&database.url()),
             database,
@@ -54,7 +53,7 @@ impl Street {
             // Polls are messages, too: fewer of them, and the rest counts.
             .env("MILLHAND_POLL_INTERVAL", "1s");
         let worker = WorkerProcess::start(command);
-        wait_for_workers(&self.database, N_THREADS);
+        self.database.wait_for_workers(N_THREADS);
         wait_until(&self.database, "it listens", SOON, || {
             let n = self.workshop.redis.n_listeners();
             if n == 1 { Ok(()) } else { Err((n, worker.stderr())) }
@@ -226,11 +225,11 @@ fn what_was_taken_when_an_answer_was_lost_is_let_go() {
     let worker = street.start_victim(&["--auxiliary"]);
     let let_go = {
         let redis = workshop.redis.clone();
-        move || redis.set_lock("xa", None)
+        move || redis.set_lock("ra", None)
     };
     // In the first ones it connects; then the first message asks for the locks of both.
     for round in 0..6 {
-        workshop.redis.set_lock("xa", Some("0"));
+        workshop.redis.set_lock("ra", Some("0"));
         street.redis.0.arm(1, Moment::BeforeAnswer, let_go.clone());
         let [first, second] = ["a", "b"].map(|resource| {
             let gate = format!("{resource}{round}");
@@ -271,7 +270,7 @@ fn wait_for_quiet(database: &Database, workshop: &Workshop) {
         let processes = workshop.processes();
         if processes.is_empty() { Ok(()) } else { Err(processes) }
     });
-    wait_for_workers(database, 0);
+    database.wait_for_workers(0);
 }
 
 /// Starts a worker with nothing to do but one task, kills it when it has done that, and

@@ -10,14 +10,15 @@
 //! - somebody rang, or more could start than there were workers;
 //! - the last turn ended tasks, and workers are idle. Its look came before its own
 //!   commit, so of two processes that end tasks at once neither may have seen the
-//!   other's end. A look after the commit, and after the locks are let go, is at
-//!   least for the later of the two one that sees both.
+//!   other's end. A look after the commit is at least for the later of the two one
+//!   that sees both; should the other one still have locks then, it wakes who tried
+//!   them when it lets go.
 //!
 //! So no task waits for a busy worker while another one is idle, and nobody polls.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::{self, Error};
+use crate::error::Error;
 use crate::worker::claim::{Ended, Turn};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 
@@ -242,7 +243,9 @@ impl Desk {
     fn lead(&self, index: usize, inbox: &Inbox, lead: &mut dyn Lead) {
         loop {
             let joint = self.lock().gather(index);
+            let abandoned = Abandoned { desk: self, joint: &joint };
             let Done { fates, mut started, conclusive, unfinished, more } = lead.take_turn(&joint);
+            std::mem::forget(abandoned);
             let mut told = Vec::new();
             {
                 let mut state = self.lock();
@@ -323,6 +326,34 @@ impl Desk {
     }
 }
 
+/// A turn whose leader panics: those in it would wait for ever.
+struct Abandoned<'a> {
+    desk: &'a Desk,
+    joint: &'a Joint,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        let mut state = self.desk.lock();
+        let ending = self.joint.ends.iter().map(|end| &end.hand);
+        for hand in ending.chain(&self.joint.idle) {
+            let error = Error::Bug {
+                doing: "could not end tasks and start others".to_owned(),
+                source: "the worker that did it for all panicked".into(),
+            };
+            let failure = Failure { error, in_doubt: true };
+            state.seats[hand.index] = Seat::Answered(Answer::Failed(failure));
+            self.desk.mailboxes[hand.index].send(Event::Wakeup);
+        }
+        if state.begin() {
+            let next = state.ends.first().map(|end| end.hand.index);
+            if let Some(next) = next.or(state.idle.last().map(|hand| hand.index)) {
+                self.desk.call(&mut state, next);
+            }
+        }
+    }
+}
+
 impl State {
     fn sit_down(&mut self, hand: Hand) {
         self.seats[hand.index] = Seat::Idle;
@@ -363,19 +394,10 @@ impl State {
 impl Failure {
     /// The same for another worker.
     pub(super) fn copy(&self) -> Failure {
-        let said = |source: &(dyn std::error::Error + 'static)| error::chain(source);
-        let error = match &self.error {
-            Error::Config(text) => Error::Config(text.clone()),
-            Error::Schema(text) => Error::Schema(text.clone()),
-            Error::Conflict(text) => Error::Conflict(text.clone()),
-            Error::NotFound(text) => Error::NotFound(text.clone()),
-            Error::Unavailable { doing, source } => {
-                Error::Unavailable { doing: doing.clone(), source: said(&**source).into() }
-            }
-            Error::Bug { doing, source } => {
-                Error::Bug { doing: doing.clone(), source: said(&**source).into() }
-            }
-        };
-        Failure { error, in_doubt: self.in_doubt }
+        Failure { error: self.error.copy(), in_doubt: self.in_doubt }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+mod tests;

@@ -43,18 +43,26 @@ impl Sessions {
 
     /// One that may have been cut while nobody used it.
     pub(super) fn get(&self) -> Result<PooledConnection<Manager>, Error> {
-        self.pool.get().map_err(|error| Error::Unavailable {
+        self.pool.get().map_err(|error| self.unavailable(error))
+    }
+
+    fn unavailable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Unavailable {
             doing: format!("could not connect to Postgres at {}", self.place),
             source: error.into(),
-        })
+        }
     }
 
     /// One that has just answered.
     pub(super) fn get_checked(&self) -> Result<PooledConnection<Manager>, Error> {
+        // All that are in the pool may have been cut; one more is new.
+        let mut n_left = self.pool.max_size();
         loop {
             let mut session = self.get()?;
-            if session.client.is_valid(PATIENCE).is_ok() {
-                return Ok(session);
+            match session.client.is_valid(PATIENCE) {
+                Ok(()) => return Ok(session),
+                Err(error) if n_left == 0 => return Err(self.unavailable(error)),
+                Err(_) => n_left -= 1,
             }
         }
     }
