@@ -67,6 +67,8 @@ pub enum WorkerType {
     Postgres,
     /// Locks in Redis; the threads of a process share a few connections to Postgres.
     Redis,
+    /// The elder design, to compare with: one worker at a time marks the tasks that may start.
+    Pulpcore,
 }
 
 impl WorkerType {
@@ -76,6 +78,7 @@ impl WorkerType {
         match self {
             WorkerType::Postgres => "postgres",
             WorkerType::Redis => "redis",
+            WorkerType::Pulpcore => "pulpcore",
         }
     }
 }

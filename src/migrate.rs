@@ -9,12 +9,13 @@ use postgres::Client;
 use crate::error::Error;
 
 /// The migrations, in order; the number of the last is the schema's version.
-const MIGRATIONS: [(i32, &str, &str); 2] = [
+const MIGRATIONS: [(i32, &str, &str); 3] = [
     (1, "initial", include_str!("../sql/migrations/0001_initial.sql")),
     (2, "lock owner", include_str!("../sql/migrations/0002_lock_owner.sql")),
+    (3, "unblocked", include_str!("../sql/migrations/0003_unblocked.sql")),
 ];
 
-const FUNCTIONS: [&str; 15] = [
+const FUNCTIONS: [&str; 16] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -30,6 +31,7 @@ const FUNCTIONS: [&str; 15] = [
     include_str!("../sql/functions/13_workers.sql"),
     include_str!("../sql/functions/14_housekeeping.sql"),
     include_str!("../sql/functions/15_joint_turn.sql"),
+    include_str!("../sql/functions/16_unblocked_turn.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.

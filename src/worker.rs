@@ -35,7 +35,7 @@ use crate::error::{self, Error};
 use crate::registry::Registry;
 use crate::{db, migrate};
 use claim::BackEnd;
-use claim::postgres::PostgresBackEnd;
+use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
 use inbox::{Event, Inbox};
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
@@ -159,8 +159,12 @@ impl Worker {
             inboxes.push(inbox);
         }
         let back_end: Box<dyn BackEnd> = match self.config.worker_type {
-            WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone())),
+            WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone(), Way::Look)),
             WorkerType::Redis => Box::new(RedisBackEnd::new(&self.config, mailboxes.clone())?),
+            WorkerType::Pulpcore => {
+                let way = Way::Unblocked { unblocks: !self.auxiliary };
+                Box::new(PostgresBackEnd::new(mailboxes.clone(), way))
+            }
         };
         let default = || vec![OsString::from("millhand"), OsString::from("warden")];
         let warden = self.warden.filter(|command| !command.is_empty());

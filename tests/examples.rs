@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::database::Database;
+use crate::support::redis::Redis;
 use crate::support::{oracle, process};
 
 /// What stands between "```text" and "```" in the header.
@@ -47,6 +48,7 @@ fn every_example_prints_what_its_header_says() {
         // Handlers that are functions need no warden, so no `millhand` in the PATH.
         command
             .env("MILLHAND_DATABASE_URL", database.url())
+            .env("MILLHAND_REDIS_URL", Redis::new().url)
             .env("PATH", "")
             .current_dir("/")
             .stdin(Stdio::null());

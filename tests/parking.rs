@@ -29,8 +29,13 @@ fn parked(connection: &mut Client) -> i64 {
     connection.query_one("SELECT count(DISTINCT task_id) FROM millhand.parked", &[]).unwrap().get(0)
 }
 
+/// Workers of type `pulpcore` park nothing, and bring back what others have parked: all
+/// else that is said here holds for them as well.
 #[track_caller]
 fn wait_for_parked(scenario: &mut Scenario, at_least: i64) {
+    if scenario.worker_type() == "pulpcore" {
+        return;
+    }
     let connection = &mut scenario.connection;
     wait_until(&scenario.database, &format!("{at_least} are parked"), SOON, || {
         let n = parked(connection);
@@ -362,7 +367,7 @@ fn an_open_cancel_holds_up_only_its_own_in_the_line_of_a_handler() {
         wait_for_parked(&mut scenario, 200);
         let first: i64 = scenario
             .connection
-            .query_one("SELECT min(task_id) FROM millhand.parked", &[])
+            .query_one("SELECT coalesce(min(task_id), $1) FROM millhand.parked", &[&elsewhere[0].0])
             .unwrap()
             .get(0);
         let begin = elsewhere.iter().position(|id| id.0 == first).unwrap();

@@ -1,6 +1,6 @@
 -- Every advisory lock of millhand, in one place. Workers of type redis use none
--- but register_lock. Workers of several versions
--- meet on these numbers: never change them.
+-- but register_lock, and those of type pulpcore hold none on resources. Workers of
+-- several versions meet on these numbers: never change them.
 --
 --   key                       held by                          mode and span
 --   resource_lock(name)       the worker that runs a task      session; shared or exclusive as named
@@ -10,6 +10,8 @@
 --   bell_lock()               an idle worker that waits to be woken   session, shared
 --   dispatching_lock()        who dispatches                   transaction, shared
 --   register_lock()           who registers a worker           transaction, exclusive
+--   unblocking_lock()         who marks what may start, type pulpcore   transaction, exclusive
+--   metrics_lock()            who measures the queue, type pulpcore     transaction, exclusive
 --
 -- Single 64-bit keys: hashes with a seed each, so that they miss each other
 -- and the small numbers that other programs like to use. A collision costs a
@@ -39,3 +41,9 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(2, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.register_lock() RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(3, 7305)';
+
+CREATE OR REPLACE FUNCTION millhand.unblocking_lock() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(4, 7305)';
+
+CREATE OR REPLACE FUNCTION millhand.metrics_lock() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(5, 7305)';

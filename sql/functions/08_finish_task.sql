@@ -4,9 +4,11 @@
 -- condition on the owner is written so that no index but the primary key can
 -- serve it: the others are thick with remains of what this worker ran before.
 -- A task that somebody asked to cancel ends `canceled`, however its handler
--- ended.
+-- ended. `holds_resources`: the session holds the locks of the task's resources,
+-- beside that of the task.
 CREATE OR REPLACE FUNCTION millhand.finish_task(
-    worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text
+    worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text,
+    holds_resources boolean
 ) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -31,6 +33,9 @@ BEGIN
     -- (An assignment costs a third of a PERFORM, and this is on every turn.)
     held := pg_try_advisory_xact_lock(millhand.task_lock(task_id))
             AND pg_advisory_unlock(millhand.task_lock(task_id));
+    IF NOT holds_resources THEN
+        RETURN ended.exclusive || ended.shared;
+    END IF;
     FOREACH resource IN ARRAY ended.exclusive LOOP
         held := pg_try_advisory_xact_lock(millhand.resource_lock(resource))
                 AND pg_advisory_unlock(millhand.resource_lock(resource));

@@ -83,7 +83,7 @@ BEGIN
         others_end := NOT (pg_try_advisory_lock(millhand.dispatching_lock())
                            AND pg_advisory_unlock(millhand.dispatching_lock()));
         freed := millhand.finish_task(
-            worker_id, ended_task, outcome, task_result, task_error, task_log);
+            worker_id, ended_task, outcome, task_result, task_error, task_log, true);
         IF freed IS NULL THEN
             owned := false;
             RETURN;

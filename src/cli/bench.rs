@@ -4,11 +4,14 @@
 //! Without a database in the settings a private server is started for the run;
 //! one that is named has to be migrated and without work of its own.
 
+mod claim;
 mod fleet;
+mod history;
 mod measure;
 mod single;
 mod suite;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,11 +23,16 @@ use postgres::Client;
 use serde_json::{Map, Value, json};
 
 use super::{Failure, Global, oracle};
+use claim::Past;
 use fleet::Fleet;
 use measure::{Meter, percentile};
 
 /// Tasks of one bulk dispatch.
 const BATCH: usize = 1000;
+/// Of a run's course, in seconds.
+const PIECE: f64 = 0.25;
+/// The ideal scheduler goes through all tasks for each of them.
+const MAX_IDEAL: usize = 2000;
 /// How long a fleet may take to come online or to finish.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -48,6 +56,8 @@ enum What {
     Idle,
     /// Drain a table with a past: finished, blocked and waiting tasks, an old transaction
     Depth,
+    /// Measure what a task costs Postgres beside others: waiting, finished, blocked ones
+    Claim(Past),
     /// Run the whole set beside the physical limit, with the budgets
     All,
 }
@@ -73,6 +83,15 @@ struct Load {
     /// Give each task N of the resources, exclusively; 0 for none
     #[arg(long, value_name = "N", default_value_t = 2, global = true)]
     pick: usize,
+    /// Let each task take so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, global = true)]
+    seconds: f64,
+    /// drain: dispatch N of the tasks before the workers start, and the others one by one
+    #[arg(long, value_name = "N", global = true)]
+    ahead: Option<usize>,
+    /// Start `PROGRAM --threads N` instead of workers of millhand
+    #[arg(long, value_name = "PROGRAM", global = true)]
+    program: Option<PathBuf>,
     /// Dispatch for TIME instead of a number of tasks; watch for TIME
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, global = true)]
     duration: Option<Duration>,
@@ -92,10 +111,30 @@ impl Load {
                 self.pick, self.resources
             )));
         }
+        if !(0.0..=86_400.0).contains(&self.seconds) {
+            return Err(Error::Config("--seconds goes from 0 to 86400".to_owned()));
+        }
         if self.threads == 0 || self.processes == 0 || self.tasks == Some(0) {
             return Err(Error::Config("--threads, --processes and --tasks start at 1".to_owned()));
         }
         Ok(())
+    }
+
+    /// The name of what is measured.
+    fn name(&self) -> String {
+        match &self.program {
+            Some(program) => program.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            None => self.worker_type().as_str().to_owned(),
+        }
+    }
+
+    /// A task of the load.
+    fn drawn_task(&self) -> NewTask {
+        if self.seconds > 0.0 {
+            self.task("millhand.sleep").args(json!({ "seconds": self.seconds }))
+        } else {
+            self.task("millhand.noop")
+        }
     }
 
     fn worker_type(&self) -> WorkerType {
@@ -104,10 +143,8 @@ impl Load {
 
     /// What tells the workers of a dispatch or a cancel, if the database does not.
     fn waker(&self) -> Result<Option<Waker>, Error> {
-        match self.worker_type() {
-            WorkerType::Postgres => Ok(None),
-            WorkerType::Redis => Waker::new(&self.redis_config()).map(Some),
-        }
+        let needs_waker = self.worker_type() == WorkerType::Redis;
+        needs_waker.then(|| Waker::new(&self.redis_config())).transpose()
     }
 
     fn redis_config(&self) -> Config {
@@ -134,7 +171,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure
     load.redis_url = config.redis_url;
     let needs_redis = match load.worker_type {
         Some(worker_type) => worker_type == WorkerType::Redis,
-        None => matches!(args.what, What::All),
+        None => matches!(args.what, What::All) || load.program.is_some(),
     };
     let private_redis = match load.redis_url {
         None if needs_redis => Some(PrivateRedis::start()?),
@@ -177,12 +214,14 @@ fn measure(
         What::Pickup => pickup(url, client, load)?,
         What::Idle => idle(url, client, load)?,
         What::Depth => single::depth(url, client, load)?,
+        What::Claim(past) => claim::claim(url, client, load, past)?,
         What::All => Map::new(),
     };
     let mut all = Map::new();
-    let name = format!("{what:?}").to_lowercase();
+    let what = format!("{what:?}").to_lowercase();
+    let name = what.split(|letter: char| !letter.is_alphabetic()).next();
     all.insert("bench".to_owned(), json!(name));
-    all.insert("type".to_owned(), json!(load.worker_type().as_str()));
+    all.insert("type".to_owned(), json!(load.name()));
     all.insert("threads".to_owned(), json!(load.threads));
     all.insert("processes".to_owned(), json!(load.processes));
     all.insert("resources".to_owned(), json!(load.resources));
@@ -199,16 +238,26 @@ fn measure(
 
 fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
     let n_tasks = load.tasks.unwrap_or(20_000);
+    let n_ahead = load.ahead.unwrap_or(n_tasks).min(n_tasks);
     let began = Instant::now();
-    fill(client, load, n_tasks)?;
+    fill(client, load, n_ahead)?;
     let fill_seconds = began.elapsed().as_secs_f64();
     execute(client, "CHECKPOINT")?;
     let mut meter = Meter::start(client, load, None)?;
     let mut fleet = Fleet::start(url, load)?;
-    fleet.wait_until_done(client)?;
+    let mut waker = load.waker()?;
+    for _ in n_ahead..n_tasks {
+        client::dispatch(client, &load.drawn_task())?;
+        wake(&mut waker)?;
+    }
+    fleet.wait_until_done(client, n_tasks)?;
     let mut figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
-    figures.insert("bulk_dispatch_per_second".to_owned(), json!(n_tasks as f64 / fill_seconds));
+    figures.insert("bulk_dispatch_per_second".to_owned(), json!(n_ahead as f64 / fill_seconds));
+    if load.json {
+        let ends = history::ends_over_time(&history::read(client)?, PIECE);
+        figures.insert("ends_each_quarter_second".to_owned(), json!(ends));
+    }
     Ok(figures)
 }
 
@@ -221,16 +270,24 @@ fn burst(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
     let mut waker = load.waker()?;
     let mut times = Vec::new();
     while times.len() < n_tasks && end.is_none_or(|end| Instant::now() < end) {
-        let task = load.task("millhand.noop");
+        let task = load.drawn_task();
         let began = Instant::now();
         client::dispatch(client, &task)?;
         wake(&mut waker)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    fleet.wait_until_done(client)?;
+    fleet.wait_until_done(client, times.len())?;
     let mut figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
     insert_times(&mut figures, "dispatch", times);
+    let events = history::read(client)?;
+    let pickups = events.iter().map(|event| (event.started - event.created) * 1e3);
+    insert_times(&mut figures, "pickup", pickups.collect());
+    if load.seconds > 0.0 && events.len() <= MAX_IDEAL {
+        let ideal = history::ideal_starts(&events, load.threads * load.processes);
+        let pickups = ideal.iter().zip(&events).map(|(start, event)| (start - event.created) * 1e3);
+        insert_times(&mut figures, "ideal_pickup", pickups.collect());
+    }
     Ok(figures)
 }
 
@@ -298,7 +355,7 @@ fn fill(client: &mut Client, load: &Load, n_tasks: usize) -> Result<(), Error> {
     let mut n_left = n_tasks;
     while n_left > 0 {
         let n = n_left.min(BATCH);
-        let tasks: Vec<NewTask> = (0..n).map(|_| load.task("millhand.noop")).collect();
+        let tasks: Vec<NewTask> = (0..n).map(|_| load.drawn_task()).collect();
         client::dispatch_many(client, &tasks)?;
         n_left -= n;
     }

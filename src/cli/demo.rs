@@ -105,10 +105,8 @@ fn build_repositories(args: &DemoArgs) -> Result<bool, Stop> {
     let postgres = PrivatePostgres::start(&PostgresOptions::default())?;
     let mut client = db::connect(&postgres.url(), "millhand demo")?;
     migrate::migrate(&mut client)?;
-    let redis = match args.worker_type {
-        WorkerType::Postgres => None,
-        WorkerType::Redis => Some(PrivateRedis::start()?),
-    };
+    let needs_redis = args.worker_type == WorkerType::Redis;
+    let redis = needs_redis.then(PrivateRedis::start).transpose()?;
     let redis_url = redis.as_ref().map(PrivateRedis::url);
     obey(&mut signals)?;
 

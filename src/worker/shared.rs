@@ -13,6 +13,7 @@ use super::claim::{BackEnd, Previous};
 use super::inbox::{Event, Mailbox};
 use super::lease::Lease;
 use super::warden::{self, Warden};
+use crate::config::WorkerType;
 use crate::error::Error;
 use crate::registry::Registry;
 
@@ -95,7 +96,7 @@ impl Shared {
         &self,
         client: &mut Client,
         name: &str,
-        worker_type: &str,
+        worker_type: WorkerType,
         lock_owner: Option<&str>,
         previous: Option<Previous>,
     ) -> Result<i64, Error> {
@@ -103,7 +104,7 @@ impl Shared {
             include_str!("../../sql/queries/register_worker.sql"),
             &[
                 &name,
-                &worker_type,
+                &worker_type.as_str(),
                 &self.identity.process,
                 &self.identity.hostname,
                 &self.identity.pid,

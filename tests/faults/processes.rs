@@ -233,8 +233,10 @@ fn a_cut_off_workers_command_is_dead_before_its_resource_is_free() {
         database.wait_for_workers(2);
         let witness = database.dispatch(&on_folder(&workshop, "witness"));
         let n = database.terminate(
-            "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
-                        AND (classid::bigint << 32 | objid::bigint) = millhand.resource_lock('r'))",
+            &format!(
+                "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
+                            AND (classid::bigint << 32 | objid::bigint) = millhand.task_lock({family}))"
+            ),
         );
         assert_eq!(n, 1);
         let failed = database.wait_for_state(family, TaskState::Failed);

@@ -23,7 +23,7 @@ use database::Database;
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Every worker type that is under test. What is tested for one holds for all.
-pub(crate) const WORKER_TYPES: [&str; 2] = ["postgres", "redis"];
+pub(crate) const WORKER_TYPES: [&str; 3] = ["postgres", "redis", "pulpcore"];
 
 /// Looks until it finds what it looks for, or returns what it saw last.
 pub(crate) fn look_until<T, V>(

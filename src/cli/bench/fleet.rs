@@ -1,9 +1,10 @@
 //! The worker processes of a bench.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use millhand::{Error, fleet};
 use postgres::Client;
 use rustix::process::{Pid, Signal};
@@ -48,11 +49,17 @@ impl Fleet {
         config.write_all(settings.as_bytes()).map_err(unwritable)?;
         let mut processes = Vec::new();
         for _ in 0..load.processes {
-            let child = Command::new(&program)
-                .args(["worker", "--type", load.worker_type().as_str(), "--threads"])
+            let mut command = match &load.program {
+                Some(program) => Command::new(program),
+                None => Command::new(&program),
+            };
+            if load.program.is_none() {
+                command.args(["worker", "--type", load.worker_type().as_str()]);
+                command.arg("--config").arg(config.path());
+            }
+            let child = command
+                .arg("--threads")
                 .arg(load.threads.to_string())
-                .arg("--config")
-                .arg(config.path())
                 .env("MILLHAND_DATABASE_URL", url)
                 .envs(load.redis_url.iter().map(|url| ("MILLHAND_REDIS_URL", url)))
                 .env("RUST_LOG", "warn")
@@ -82,8 +89,14 @@ impl Fleet {
         Ok(())
     }
 
-    pub(super) fn wait_until_done(&mut self, client: &mut Client) -> Result<(), Error> {
+    /// Waits for the end of these tasks; on a terminal it shows how many have started.
+    pub(super) fn wait_until_done(
+        &mut self,
+        client: &mut Client,
+        n_tasks: usize,
+    ) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
+        let progress = Progress::new(client, n_tasks)?;
         loop {
             let unfinished: bool = client
                 .query_one(include_str!("../../../sql/bench/unfinished.sql"), &[])
@@ -93,6 +106,7 @@ impl Fleet {
                 return Ok(());
             }
             self.check(deadline)?;
+            progress.show(client)?;
             std::thread::sleep(LOOK);
         }
     }
@@ -149,6 +163,55 @@ impl Drop for Fleet {
         self.signal(Signal::QUIT);
         for process in &mut self.processes {
             let _ = process.wait();
+        }
+    }
+}
+
+/// How many tasks were ever started.
+pub(super) fn count_started(client: &mut Client) -> Result<i64, Error> {
+    count(client, include_str!("../../../sql/bench/n_started.sql"))
+}
+
+fn count(client: &mut Client, query: &str) -> Result<i64, Error> {
+    let row = client
+        .query_one(query, &[])
+        .map_err(|error| Error::postgres("could not count what was started", error))?;
+    Ok(row.get("n"))
+}
+
+/// A bar on a terminal; elsewhere nothing, and nothing is asked for it.
+struct Progress {
+    bar: Option<ProgressBar>,
+    n_before: i64,
+}
+
+impl Progress {
+    fn new(client: &mut Client, n_tasks: usize) -> Result<Progress, Error> {
+        if !std::io::stderr().is_terminal() {
+            return Ok(Progress { bar: None, n_before: 0 });
+        }
+        let style = ProgressStyle::with_template(
+            "{wide_bar} {pos}/{len} tasks started, {elapsed}, {eta} left",
+        );
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(n_tasks as u64).with_style(style);
+        let n_begun = count(client, include_str!("../../../sql/bench/n_begun.sql"))?;
+        Ok(Progress { bar: Some(bar), n_before: count_started(client)? - n_begun })
+    }
+
+    fn show(&self, client: &mut Client) -> Result<(), Error> {
+        if let Some(bar) = &self.bar {
+            let n = count_started(client)? - self.n_before;
+            bar.set_position(n.max(0).cast_unsigned());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }

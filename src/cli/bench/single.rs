@@ -79,7 +79,7 @@ pub(super) fn command_overhead(url: &str, client: &mut Client, load: &Load) -> R
     client::dispatch_many(client, &vec![NewTask::new("bench.true"); N_COMMANDS])?;
     let mut meter = Meter::start(client, load, None)?;
     let mut fleet = Fleet::with_commands(url, &Load { threads: 1, ..load.clone() })?;
-    fleet.wait_until_done(client)?;
+    fleet.wait_until_done(client, N_COMMANDS)?;
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
     clear(client)?;
@@ -99,7 +99,7 @@ pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result
     let mut meter = Meter::start(client, load, Some(&fleet))?;
     client::dispatch_many(client, &tasks)?;
     super::wake(&mut load.waker()?)?;
-    fleet.wait_until_done(client)?;
+    fleet.wait_until_done(client, tasks.len())?;
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
     clear(client)?;
@@ -200,7 +200,7 @@ fn drain_cost(fleet: &mut Fleet, client: &mut Client, load: &Load) -> Result<f64
 }
 
 /// Not what is measured, and not to disturb it.
-fn clean(client: &mut Client) -> Result<(), Error> {
+pub(super) fn clean(client: &mut Client) -> Result<(), Error> {
     execute(client, "VACUUM ANALYZE millhand.task")?;
     execute(client, "VACUUM ANALYZE millhand.parked")
 }

@@ -1,6 +1,10 @@
-//! Worker type `postgres`: session advisory locks on the thread's own
-//! connection, one for the task and one for each resource. When the session
-//! ends, for whatever reason, the locks are gone.
+//! Worker types `postgres` and `pulpcore`: session advisory locks on the thread's own
+//! connection. When the session ends, for whatever reason, the locks are gone.
+//!
+//! With `postgres` a worker looks through the waiting tasks by itself and holds a
+//! lock for the task and one for each resource. With `pulpcore`, the elder design,
+//! one worker at a time marks the tasks that may start, and all take what is marked,
+//! with a lock for the task alone. That is another statement; all else is the same.
 
 mod crew;
 
@@ -8,10 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
+use postgres::types::ToSql;
 use postgres::{Client, Statement};
 use serde_json::Value;
 
 use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
+use crate::config::WorkerType;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
@@ -22,13 +28,44 @@ use crew::{Crew, Found, Plan, Rest};
 /// How long the answer of a connection that somebody doubts may take.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long no process may have told the metrics of type `pulpcore`.
+const METRICS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How workers find tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Type `postgres`: they look themselves, and try the locks.
+    Look,
+    /// Type `pulpcore`: they take what is marked, and, unless they are auxiliary, one
+    /// of them marks.
+    Unblocked { unblocks: bool },
+}
+
+impl Way {
+    fn worker_type(self) -> WorkerType {
+        match self {
+            Way::Look => WorkerType::Postgres,
+            Way::Unblocked { .. } => WorkerType::Pulpcore,
+        }
+    }
+
+    /// The statement of a turn.
+    fn turn(self) -> &'static str {
+        match self {
+            Way::Look => include_str!("../../../sql/queries/next_task.sql"),
+            Way::Unblocked { .. } => include_str!("../../../sql/queries/unblocked_turn.sql"),
+        }
+    }
+}
+
 pub(crate) struct PostgresBackEnd {
     crew: Crew,
+    way: Way,
 }
 
 impl PostgresBackEnd {
-    pub(crate) fn new(mailboxes: Vec<Mailbox>) -> PostgresBackEnd {
-        PostgresBackEnd { crew: Crew::new(mailboxes) }
+    pub(crate) fn new(mailboxes: Vec<Mailbox>, way: Way) -> PostgresBackEnd {
+        PostgresBackEnd { crew: Crew::new(mailboxes), way }
     }
 }
 
@@ -45,12 +82,12 @@ impl BackEnd for PostgresBackEnd {
         client
             .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
             .map_err(fail)?;
-        let worker = shared.register(&mut client, name, "postgres", None, previous)?;
-        let statement =
-            client.prepare(include_str!("../../../sql/queries/next_task.sql")).map_err(fail)?;
+        let worker = shared.register(&mut client, name, self.way.worker_type(), None, previous)?;
+        let statement = client.prepare(self.way.turn()).map_err(fail)?;
         Ok(Box::new(PostgresClaims {
             shared,
             crew: &self.crew,
+            way: self.way,
             index,
             client,
             statement,
@@ -68,21 +105,42 @@ impl BackEnd for PostgresBackEnd {
         let fail = |error| Error::postgres("could not listen", error);
         let mut client = db::connect(&shared.url, "millhand listener")?;
         client.batch_execute("LISTEN millhand_wakeup; LISTEN millhand_cancel").map_err(fail)?;
+        let is_elder = self.way != Way::Look;
+        let auxiliary = self.way == Way::Unblocked { unblocks: false };
+        if is_elder {
+            client.batch_execute("LISTEN millhand_metrics").map_err(fail)?;
+        }
+        let mut metrics_told = Instant::now();
         connected();
         while !shared.has_ended() {
             {
                 let mut notifications = client.notifications();
                 let mut received = notifications.timeout_iter(LOOK);
                 while let Some(notification) = received.next().map_err(fail)? {
-                    if notification.channel() != "millhand_cancel" {
-                        self.ring();
-                    } else if let Ok(id) = notification.payload().parse::<TaskId>() {
-                        shared.tell_all(Event::Cancel(id));
+                    let said = notification.payload();
+                    match notification.channel() {
+                        "millhand_cancel" => {
+                            if let Ok(id) = said.parse::<TaskId>() {
+                                shared.tell_all(Event::Cancel(id));
+                            }
+                        }
+                        "millhand_metrics" => {
+                            metrics_told = Instant::now();
+                            log::debug!("unblocked tasks and seconds of the eldest: {said}");
+                        }
+                        // What has yet to be marked is not for those who do not mark.
+                        _ if auxiliary && said != "handle" => {}
+                        _ => self.ring(),
                     }
                 }
             }
             if client.is_closed() {
                 break;
+            }
+            if is_elder && !auxiliary && metrics_told.elapsed() >= METRICS_INTERVAL {
+                metrics_told = Instant::now();
+                let tell = include_str!("../../../sql/queries/tell_metrics.sql");
+                client.execute(tell, &[]).map_err(fail)?;
             }
         }
         Ok(())
@@ -100,6 +158,7 @@ impl BackEnd for PostgresBackEnd {
 struct PostgresClaims<'a> {
     shared: &'a Shared,
     crew: &'a Crew,
+    way: Way,
     index: usize,
     client: Client,
     statement: Statement,
@@ -109,7 +168,7 @@ struct PostgresClaims<'a> {
 }
 
 impl PostgresClaims<'_> {
-    /// One call of `next_task`; false if the ended task was not this worker's.
+    /// One call of the turn's function; false if the ended task was not this worker's.
     fn turn(
         &mut self,
         ended: Option<&Ended>,
@@ -118,34 +177,37 @@ impl PostgresClaims<'_> {
         plan: Plan,
     ) -> Result<Option<(Option<Claimed>, Found)>, Error> {
         let outcome = ended.map(|ended| &ended.outcome);
-        let row = self
-            .client
-            .query_one(
-                &self.statement,
-                &[
-                    &self.worker,
-                    &self.name,
-                    &self.shared.handlers,
-                    &sight.low,
-                    &sight.stragglers,
-                    &ended.map(|ended| ended.id.0),
-                    &outcome.map(|outcome| outcome.state()),
-                    &outcome.and_then(|o| o.result.as_ref()),
-                    &outcome.and_then(|o| o.error.as_ref()),
-                    &outcome.and_then(|o| o.log.as_ref()),
-                    &wanted,
-                    &plan.idle_siblings,
-                    &plan.take_bell_down,
-                    &plan.hang_bell,
-                ],
-            )
-            .map_err(|error| {
-                let doing = match ended {
-                    Some(ended) => format!("could not end task {}", ended.id),
-                    None => "could not look for a task".to_owned(),
-                };
-                Error::postgres(&doing, error)
-            })?;
+        let ended_id = ended.map(|ended| ended.id.0);
+        let state = outcome.map(|outcome| outcome.state());
+        let result = outcome.and_then(|outcome| outcome.result.as_ref());
+        let error = outcome.and_then(|outcome| outcome.error.as_ref());
+        let log = outcome.and_then(|outcome| outcome.log.as_ref());
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
+            &self.worker,
+            &self.name,
+            &self.shared.handlers,
+            &sight.low,
+            &sight.stragglers,
+            &ended_id,
+            &state,
+            &result,
+            &error,
+            &log,
+            &wanted,
+            &plan.idle_siblings,
+            &plan.take_bell_down,
+            &plan.hang_bell,
+        ];
+        if let Way::Unblocked { unblocks } = &self.way {
+            parameters.push(unblocks);
+        }
+        let row = self.client.query_one(&self.statement, &parameters).map_err(|error| {
+            let doing = match ended {
+                Some(ended) => format!("could not end task {}", ended.id),
+                None => "could not look for a task".to_owned(),
+            };
+            Error::postgres(&doing, error)
+        })?;
         if row.get::<_, Option<bool>>("owned") == Some(false) {
             return Ok(None);
         }

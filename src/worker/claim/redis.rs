@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use super::{BackEnd, Claims, Ended, Previous, Turn};
 use crate::client;
-use crate::config::Config;
+use crate::config::{Config, WorkerType};
 use crate::error::Error;
 use crate::lock_store::{Link, Lock, LockStore, PATIENCE};
 use crate::task::{NewTask, TaskId};
@@ -195,7 +195,13 @@ impl BackEnd for RedisBackEnd {
     ) -> Result<Box<dyn Claims + 'a>, Error> {
         let owner = random_token()?;
         let mut session = self.sessions.get_checked()?;
-        let worker = shared.register(&mut session.client, name, "redis", Some(&owner), previous)?;
+        let worker = shared.register(
+            &mut session.client,
+            name,
+            WorkerType::Redis,
+            Some(&owner),
+            previous,
+        )?;
         drop(session);
         self.ledger().owners.insert(owner.clone());
         let hand = Hand { index, worker, owner };

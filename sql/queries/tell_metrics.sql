@@ -1,0 +1,1 @@
+SELECT millhand.tell_metrics()
