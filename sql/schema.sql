@@ -912,14 +912,29 @@ CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, by_itself 
 DECLARE
     n_settled integer := 0;
     has_session boolean;
+    its_process text;
     ended record;
 BEGIN
     -- Nobody can stop a commit, and what starts a task for this worker may be in the
     -- midst of it: only when that has ended can everything that it started be seen
     -- below.
-    PERFORM FROM millhand.worker WHERE id = worker_id AND lock_owner IS NOT NULL FOR UPDATE;
-    has_session := NOT FOUND;
-    IF has_session THEN
+    SELECT w.lock_owner IS NULL, w.process INTO has_session, its_process
+      FROM millhand.worker w WHERE w.id = worker_id;
+    has_session := coalesce(has_session, true);
+    IF by_itself AND NOT has_session THEN
+        PERFORM FROM millhand.worker WHERE id = worker_id FOR UPDATE;
+    ELSIF NOT has_session THEN
+        PERFORM FROM millhand.worker WHERE id = worker_id FOR UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            -- A session of its process has been at it ever since, because nobody takes
+            -- its answer (the process is frozen, or cut off), or just this moment. It
+            -- goes, and then somebody tries again.
+            PERFORM pg_terminate_backend(a.pid)
+               FROM pg_stat_activity a
+              WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle';
+            RETURN NULL;
+        END IF;
+    ELSE
         -- A session that outlived its worker (frozen, cut off, or busy for it when
         -- it was killed) goes first.
         PERFORM pg_terminate_backend(pid)

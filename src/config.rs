@@ -59,6 +59,9 @@ pub struct CommandHandler {
     pub command: Vec<String>,
 }
 
+/// What is longer can only be a slip, and a clock that adds centuries overflows.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 86_400);
+
 /// Which locks a worker uses, and how it finds tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -187,6 +190,18 @@ impl Config {
     pub fn check(&self) -> Result<(), Error> {
         if self.threads == 0 || self.threads > 1000 {
             return Err(Error::Config(format!("threads is {}, expected 1 to 1000", self.threads)));
+        }
+        let durations = [
+            ("ttl", Some(self.ttl)),
+            ("poll_interval", Some(self.poll_interval)),
+            ("task_grace_interval", Some(self.task_grace_interval)),
+            ("stop_after", self.stop_after),
+            ("cancel_grace_interval", Some(self.cancel_grace_interval)),
+        ];
+        for (name, duration) in durations {
+            if duration.is_some_and(|duration| duration > MAX_DURATION) {
+                return Err(Error::Config(format!("{name} must be at most 1year")));
+            }
         }
         if self.ttl < Duration::from_secs(1) {
             return Err(Error::Config("ttl must be at least 1s".to_owned()));

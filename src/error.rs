@@ -62,10 +62,10 @@ impl Error {
             return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
         };
         let code = db.code();
-        // Class 08 connection, 57P shutdown of the server or the session, 53
-        // out of connections, memory or disk, 40 deadlock or lost race, 55P03
-        // lock not available: all pass with time.
-        if ["08", "57P", "53", "40", "55P03"].iter().any(|class| code.code().starts_with(class)) {
+        // Class 08 connection, 57 shutdown of the server or the session, or the
+        // statement canceled, 53 out of connections, memory or disk, 40 deadlock
+        // or lost race, 55P03 lock not available: all pass with time.
+        if ["08", "57", "53", "40", "55P03"].iter().any(|class| code.code().starts_with(class)) {
             return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
         }
         if *code == SqlState::CHECK_VIOLATION || code.code().starts_with("22") {

@@ -20,7 +20,7 @@ mod lock;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use postgres::Client;
@@ -35,6 +35,8 @@ pub(crate) use lock::{Lock, Needs, PassedOn};
 /// microseconds; a server that needs longer is as good as away, and what waits
 /// for it should go on without.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon a server that failed is asked again; at most sixteen times as late.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
 
 /// Where the locks are: a Redis server, and the names of the keys there.
 pub(crate) struct LockStore {
@@ -43,9 +45,24 @@ pub(crate) struct LockStore {
     keys: [String; 4],
     wakeup_channel: String,
     cancel_channel: String,
-    /// Whether the last that was heard of the server was an answer.
-    is_up: AtomicBool,
+    health: Mutex<Health>,
+    /// Whether this process listens to the channels.
+    hears: AtomicBool,
     epoch: Mutex<Option<String>>,
+}
+
+/// What is known of the server.
+#[derive(Debug, Clone, Copy)]
+struct Health {
+    /// Whether it is worth asking.
+    is_up: bool,
+    /// Since it was last seen to work.
+    n_failures: u32,
+    /// Whether it answered and yet refused something, as when its memory is full: then
+    /// only a lock that was taken shows that it works.
+    is_refusing: bool,
+    /// Whether it was said that nothing is started.
+    is_told: bool,
 }
 
 impl LockStore {
@@ -68,7 +85,13 @@ impl LockStore {
             keys: ["epoch", "locks", "registry", "tried"].map(name),
             wakeup_channel: name("wakeup"),
             cancel_channel: name("cancel"),
-            is_up: AtomicBool::new(true),
+            health: Mutex::new(Health {
+                is_up: true,
+                n_failures: 0,
+                is_refusing: false,
+                is_told: false,
+            }),
+            hears: AtomicBool::new(false),
             epoch: Mutex::new(None),
         })
     }
@@ -79,13 +102,59 @@ impl LockStore {
         format!("{}/{}", info.addr(), info.redis_settings().db())
     }
 
-    /// Whether the server answered when it was asked last.
+    /// Whether the server is worth asking for locks.
     pub(crate) fn is_up(&self) -> bool {
-        self.is_up.load(Ordering::Acquire)
+        self.health().is_up
     }
 
-    pub(crate) fn set_up(&self, is_up: bool) {
-        self.is_up.store(is_up, Ordering::Release);
+    /// It did not do what it was asked for.
+    fn failed(&self, error: &RedisError) {
+        let mut health = self.health();
+        health.is_up = false;
+        health.n_failures += 1;
+        health.is_refusing |= !error.is_io_error();
+    }
+
+    /// It answers again, whether or not it will do what it is asked for.
+    pub(crate) fn answers(&self) {
+        self.health().is_up = true;
+    }
+
+    /// It has exchanged locks, and given some, or there was none to be given.
+    fn works(&self, has_given: bool) {
+        let mut health = self.health();
+        if health.is_refusing && !has_given {
+            return;
+        }
+        health.is_refusing = false;
+        if std::mem::take(&mut health.is_told) {
+            log::info!("Redis at {} is back", self.place());
+        }
+        health.n_failures = 0;
+    }
+
+    /// How long after a failure it is asked again: longer if it answers and yet fails,
+    /// as when its memory is full.
+    pub(crate) fn retry_pause(&self) -> Duration {
+        FIRST_RETRY * (1 << self.health().n_failures.saturating_sub(1).min(4))
+    }
+
+    /// Whether it has to be said that nothing is started until it is back: once.
+    pub(crate) fn tell(&self) -> bool {
+        let mut health = self.health();
+        !health.is_up && !std::mem::replace(&mut health.is_told, true)
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hears(&self) -> bool {
+        self.hears.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_hears(&self, hears: bool) {
+        self.hears.store(hears, Ordering::Release);
     }
 
     pub(crate) fn is_cancel_channel(&self, channel: &str) -> bool {
@@ -119,13 +188,15 @@ impl LockStore {
             }
             Ok(connection)
         };
-        open().map_err(|error| self.error("could not connect to", error))
+        open().map_err(|error| {
+            self.failed(&error);
+            self.error("could not connect to", error)
+        })
     }
 
     fn error(&self, doing: &str, error: RedisError) -> Error {
         let doing = format!("{doing} Redis at {}", self.place());
-        let is_login = error.kind() == ErrorKind::AuthenticationFailed;
-        if is_login || matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) {
+        if is_login(&error) {
             return Error::Config(format!(
                 "{doing}: it refuses the login; check the user and the password in redis_url"
             ));
@@ -135,6 +206,12 @@ impl LockStore {
         }
         Error::Unavailable { doing, source: said(&error).into() }
     }
+}
+
+/// Whether the server wants another user or password.
+fn is_login(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
 }
 
 /// What the server or the system said, without the client's own words.
@@ -155,7 +232,7 @@ fn info(
     let answer: Result<String, RedisError> = redis::cmd("INFO").arg(section).query(connection);
     let text = match answer {
         Ok(text) => text,
-        Err(error) if error.is_io_error() => return Err(error),
+        Err(error) if error.is_io_error() || is_login(&error) => return Err(error),
         Err(_) => return Ok(None),
     };
     let value = |line: &str| Some(line.strip_prefix(field)?.strip_prefix(':')?.trim().to_owned());

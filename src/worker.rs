@@ -160,7 +160,9 @@ impl Worker {
         }
         let back_end: Box<dyn BackEnd> = match self.config.worker_type {
             WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone(), Way::Look)),
-            WorkerType::Redis => Box::new(RedisBackEnd::new(&self.config, mailboxes.clone())?),
+            WorkerType::Redis => {
+                Box::new(RedisBackEnd::new(&self.config, &identity.process, mailboxes.clone())?)
+            }
             WorkerType::Pulpcore => {
                 let way = Way::Unblocked { unblocks: !self.auxiliary };
                 Box::new(PostgresBackEnd::new(mailboxes.clone(), way))

@@ -210,3 +210,16 @@ fn a_full_disk_fails_the_task_that_needs_it() {
         assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0);
     }
 }
+
+#[test]
+fn a_time_that_no_clock_can_add_is_refused() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "");
+    for name in ["ttl", "poll_interval", "task_grace_interval", "stop_after"] {
+        let mut command = workshop.millhand(["worker", "--burst"]);
+        command.env(format!("MILLHAND_{}", name.to_uppercase()), "500000000000y");
+        let said = run(&mut command);
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.stderr.contains(&format!("{name} must be at most 1year")), "{said:?}");
+    }
+}

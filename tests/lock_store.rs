@@ -1,6 +1,7 @@
 //! Workers of type redis: what Postgres sees of them, how they hear of work, and
 //! which Redis they accept.
 
+use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 
 use millhand::{NewTask, TaskState, client};
@@ -12,7 +13,7 @@ use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server};
 use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task, run};
 use crate::support::redis::{Redis, start_redis};
-use crate::support::{SOON, look_until};
+use crate::support::{SOON, look_until, wait_until};
 
 /// Starts a worker that looks by itself only once an hour.
 fn deaf_worker(workshop: &Workshop, flags: &[&str]) -> WorkerProcess {
@@ -227,6 +228,11 @@ fn a_redis_that_is_not_there_is_named_without_its_password() {
     let said = burst(&wrong);
     assert_eq!(said.code, Some(2), "{said:?}");
     assert!(said.stderr.contains("refuses the login"), "{said:?}");
+    // Such a server answers connections, and nothing else.
+    let (_, place) = workshop.redis.url.rsplit_once('@').unwrap();
+    let said = burst(&format!("redis://{place}"));
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.stderr.contains("refuses the login"), "{said:?}");
     let mut command = workshop.millhand(["worker", "--type", "redis", "--burst"]);
     let said = run(command.env_remove("MILLHAND_REDIS_URL"));
     assert_eq!(said.code, Some(2), "{said:?}");
@@ -327,5 +333,71 @@ fn a_connection_can_be_encrypted() {
     let said = burst(&certificate);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(database.tasks()[0].state, TaskState::Completed);
+    assert_clean(&database, &workshop);
+}
+
+/// Makes each start of a task fail, in a way that waiting does not mend.
+fn forbid_starts(database: &Database) {
+    database
+        .connect()
+        .batch_execute(
+            "CREATE FUNCTION millhand.refuse() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE EXCEPTION 'no starts today'; END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE ON millhand.task FOR EACH ROW
+                 WHEN (NEW.state = 'running') EXECUTE FUNCTION millhand.refuse()",
+        )
+        .unwrap();
+}
+
+#[test]
+fn what_has_ended_is_stored_though_nothing_more_can_start_and_the_process_ends() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let mut worker = workshop.worker("redis", &[]);
+    let first = database.dispatch(&gate_task(&workshop, "gate", "a"));
+    workshop.wait_at_gate(&database, "a");
+    let second = database.dispatch(&NewTask::new("millhand.noop"));
+    forbid_starts(&database);
+    workshop.open_gate("a");
+    assert_eq!(worker.wait(SOON).code(), Some(70), "{}", worker.stderr());
+    assert!(worker.stderr().contains("no starts today"), "{}", worker.stderr());
+    assert_eq!(database.task(first).state, TaskState::Completed);
+    assert_eq!(database.task(second).state, TaskState::Waiting);
+    assert_clean(&database, &workshop);
+}
+
+/// It answers, and so it is there, but it does nothing: that is said once.
+#[test]
+fn a_redis_whose_memory_is_full_is_told_of_once_and_again_when_it_works() {
+    let database = Database::new();
+    let server = start_redis();
+    let workshop = Workshop::with_redis(&database, Redis::of(&server), "");
+    let set_limit = |limit: &str| {
+        redis::cmd("CONFIG")
+            .arg(&["SET", "maxmemory", limit])
+            .query::<()>(&mut workshop.redis.connect())
+            .unwrap();
+    };
+    let worker = workshop.worker("redis", &[]);
+    database.wait_for_workers(1);
+    set_limit("1");
+    let id = database.dispatch(&NewTask::new("millhand.noop"));
+    // It tries again and again.
+    let first = workshop.redis.calls();
+    wait_until(&database, "it tries again", SOON, || {
+        let n = |calls: &BTreeMap<String, u64>| calls.get("evalsha").copied().unwrap_or(0);
+        let (before, now) = (n(&first), n(&workshop.redis.calls()));
+        if now > before + 4 { Ok(()) } else { Err((before, now)) }
+    });
+    set_limit("0");
+    database.wait_for_state(id, TaskState::Completed);
+    wait_until(&database, "it says so", SOON, || {
+        let said = worker.stderr();
+        if said.contains("/0 is back") { Ok(()) } else { Err(said) }
+    });
+    let said = worker.stderr();
+    assert_eq!(said.matches("nothing new is started").count(), 1, "{said}");
+    assert_eq!(said.matches("/0 is back").count(), 1, "{said}");
+    worker.stop(Signal::TERM);
     assert_clean(&database, &workshop);
 }

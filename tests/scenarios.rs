@@ -373,3 +373,25 @@ fn a_worker_stopped_by_each_gentle_signal_ends_its_task_first() {
         });
     }
 }
+
+/// A cancel in a transaction that stays open keeps the row of a free task locked. There
+/// are more such tasks than workers.
+#[test]
+fn free_tasks_whose_rows_are_locked_are_in_nobodys_way() {
+    each_type(|mut scenario| {
+        let noops = |n| vec![NewTask::new("millhand.noop"); n];
+        let locked = client::dispatch_many(&mut scenario.connection, &noops(5)).unwrap();
+        let mut other = scenario.database.connect();
+        let mut open = other.transaction().unwrap();
+        for id in &locked {
+            client::cancel(&mut open, *id).unwrap();
+        }
+        let free = client::dispatch_many(&mut scenario.connection, &noops(30)).unwrap();
+        scenario.start_worker(2);
+        for id in free {
+            scenario.database.wait_for_state(id, TaskState::Completed);
+        }
+        open.commit().unwrap();
+        scenario.finish();
+    });
+}

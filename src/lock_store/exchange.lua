@@ -13,6 +13,7 @@
 --   the epoch that the caller knows,
 --   the channel for wake-ups,
 --   the process that wakes all others in any case, or nothing,
+--   how many of those who hear are that process,
 --   of how many tasks the locks are to be let go; for each
 --     its entry in the registry, its t name, the task,
 --     how many resources it has for itself, and their r names,
@@ -68,8 +69,8 @@ end
 
 -- Where the names of tasks are among the arguments: what follows is found from there.
 local entries, released = {}, {}
-local at = 5
-for j = 1, tonumber(argv[4]) do
+local at = 6
+for j = 1, tonumber(argv[5]) do
   entries[j], released[j] = argv[at], at + 1
   note(argv[at + 1])
   at = note_list(note_list(at + 3, 1) + 1, 1) + 1
@@ -136,13 +137,6 @@ if #freed > 0 and redis.call('EXISTS', KEYS[4]) == 1 then
     n_tried = n_tried + n
   end)
 end
-local channel, told_by = argv[2], argv[3]
-if n_tried > 0 then
-  redis.call('PUBLISH', channel, '')
-elseif told_by ~= '' and redis.call('PUBSUB', 'NUMSUB', channel)[2] > 1 then
-  redis.call('PUBLISH', channel, told_by)
-end
-
 local got = {}
 if n_owners > 0 and redis.call('GET', KEYS[1]) ~= argv[1] then
   got = false
@@ -219,4 +213,12 @@ for name in pairs(changed) do
 end
 call('HSET', KEYS[2], fields)
 call('HDEL', KEYS[2], removed)
+
+-- Last of all: a user may lack the right, and then no lock is left half let go.
+local channel, told_by = argv[2], argv[3]
+if n_tried > 0 then
+  redis.call('PUBLISH', channel, '')
+elseif told_by ~= '' and redis.call('PUBSUB', 'NUMSUB', channel)[2] > tonumber(argv[4]) then
+  redis.call('PUBLISH', channel, told_by)
+end
 return got

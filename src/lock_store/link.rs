@@ -63,6 +63,7 @@ impl Link {
         self.add_keys(&mut call);
         call.arg(self.store.epoch().unwrap_or_default());
         call.arg(&self.store.wakeup_channel).arg(told_by.unwrap_or_default());
+        call.arg(usize::from(self.store.hears()));
         call.arg(released.len());
         for lock in released {
             lock.add_to(&mut call);
@@ -73,6 +74,7 @@ impl Link {
         }
         let got: Option<Vec<(i64, String)>> = self.call("could not exchange locks in", &call)?;
         let Some(got) = got else { return Ok(None) };
+        self.store.works(!got.is_empty());
         let lock_of = |(task, owner): (i64, String)| {
             let (task, needs) = wanted.iter().find(|(id, _)| id.0 == task)?;
             Some(Lock { owner, task: *task, needs: needs.clone() })
@@ -214,6 +216,7 @@ impl Link {
     /// After an error a late answer might be taken for that to the next question.
     fn lose(&mut self, doing: &str, error: RedisError) -> Error {
         self.connection = None;
+        self.store.failed(&error);
         self.store.error(doing, error)
     }
 }

@@ -118,16 +118,10 @@ impl Housekeeper<'_> {
         // The lease counts from before the statement: others count from when
         // the database ran it, which is later.
         let now = Instant::now();
-        if now >= self.next_beat || self.shared.has_fresh_leases() {
+        let beats = now >= self.next_beat || self.shared.has_fresh_leases();
+        if beats {
             self.beat(session, now + lease)?;
             self.next_beat = now + self.shared.identity.ttl / 3;
-            if !self.shared.auxiliary {
-                session
-                    .client
-                    .execute(&session.sweep, &[])
-                    .map_err(|error| Error::postgres("could not sweep missing workers", error))?;
-                self.shared.back_end.swept();
-            }
         }
         if now >= self.next_poll {
             self.poll(session)?;
@@ -136,6 +130,14 @@ impl Housekeeper<'_> {
             let interval = self.shared.poll_interval;
             let interval = if is_busy { interval.min(BUSY_POLL_INTERVAL) } else { interval };
             self.next_poll = Instant::now() + interval;
+        }
+        // Last of all: if it fails, what comes before it goes on.
+        if beats && !self.shared.auxiliary {
+            session
+                .client
+                .execute(&session.sweep, &[])
+                .map_err(|error| Error::postgres("could not sweep missing workers", error))?;
+            self.shared.back_end.swept();
         }
         Ok(())
     }

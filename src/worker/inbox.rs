@@ -64,6 +64,10 @@ struct Notes {
     verify: bool,
     canceled: Vec<TaskId>,
     lease: Option<Arc<Lease>>,
+    /// Whether something was noted by a look at something else: who asked whether the
+    /// claim is lost may have asked about a shutdown before. Whoever waits then has to
+    /// look once more first.
+    unseen: bool,
 }
 
 impl Notes {
@@ -160,11 +164,15 @@ impl Inbox {
     fn take(&self) -> Option<Event> {
         let event = match self.receiver.try_recv() {
             Ok(event) => event,
-            Err(TryRecvError::Empty) => return None,
+            Err(TryRecvError::Empty) => {
+                let unseen = std::mem::take(&mut self.notes.borrow_mut().unseen);
+                return unseen.then_some(Event::Wakeup);
+            }
             // All senders are gone: nobody is left to work for.
             Err(TryRecvError::Disconnected) => Event::Drain,
         };
         self.note(event);
+        self.notes.borrow_mut().unseen = false;
         Some(event)
     }
 
@@ -206,6 +214,7 @@ impl Inbox {
 
     fn note(&self, event: Event) {
         let mut notes = self.notes.borrow_mut();
+        notes.unseen |= !matches!(event, Event::Wakeup | Event::Cancel(_));
         match event {
             Event::Wakeup | Event::Lost => {}
             Event::Cancel(id) => notes.canceled.push(id),
@@ -220,5 +229,22 @@ impl Inbox {
         if notes.canceled.len() > 64 {
             notes.canceled.drain(..32);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_noted_on_the_way_ends_the_next_wait() {
+        let (mailbox, inbox) = Inbox::new().unwrap();
+        assert!(!inbox.is_draining());
+        mailbox.send(Event::Drain);
+        assert!(!inbox.is_lost());
+        assert!(inbox.wait_until(Instant::now()), "the shutdown was missed");
+        assert!(inbox.is_draining());
+        assert!(!inbox.wait_until(Instant::now()), "told twice");
     }
 }

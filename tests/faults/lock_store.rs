@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use millhand::server::PrivateRedis;
 use millhand::{NewTask, TaskId, TaskState, client};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 use super::server::{NOTED, assert_each_ran_once, dispatch_load, wait_for_n_final};
 use crate::support::clean::assert_clean;
@@ -388,4 +389,57 @@ fn workers_of_another_type_than_those_online_are_refused() {
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
+}
+
+/// The answer to its turn is longer than what fits between the two, so the turn is not
+/// committed, and keeps the rows of its workers locked.
+#[test]
+fn a_worker_frozen_before_the_answer_to_its_turn_holds_up_nobody_else() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, "");
+    let mut connection = database.connect();
+    let frozen = start_worker(&workshop, TTL, 2);
+    let old = database.wait_for_workers(2);
+    connection
+        .batch_execute(
+            "CREATE FUNCTION millhand.pause() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
+             CREATE TRIGGER pause BEFORE UPDATE ON millhand.task FOR EACH ROW
+                 WHEN (NEW.state = 'running') EXECUTE FUNCTION millhand.pause();
+             SELECT pg_advisory_lock(1)",
+        )
+        .unwrap();
+    let long = json!({ "text": "x".repeat(1_000_000) });
+    let tasks = vec![NewTask::new("millhand.noop").args(long); 2];
+    client::dispatch_many(&mut connection, &tasks).unwrap();
+    let mut look = database.connect();
+    let mut wait_for_turn = |event: &str| {
+        wait_until(&database, &format!("the turn waits for {event}"), SOON, || {
+            let n: i64 = look
+                .query_one(
+                    "SELECT count(*) FROM pg_stat_activity
+                      WHERE datname = current_database() AND wait_event = $1",
+                    &[&event],
+                )
+                .unwrap()
+                .get(0);
+            if n > 0 { Ok(()) } else { Err(n) }
+        });
+    };
+    wait_for_turn("advisory");
+    frozen.signal(Signal::STOP);
+    connection.batch_execute("SELECT pg_advisory_unlock(1)").unwrap();
+    wait_for_turn("ClientWrite");
+    let other = start_worker(&workshop, TTL, 1);
+    wait_until(&database, "its workers are settled", SOON, || {
+        let ids = database.worker_ids();
+        if ids.len() == 1 && ids.is_disjoint(&old) { Ok(()) } else { Err(ids) }
+    });
+    database.wait_for_all_final();
+    frozen.signal(Signal::CONT);
+    database.wait_for_workers(3);
+    frozen.stop(Signal::TERM);
+    other.stop(Signal::TERM);
+    assert_all_completed(&database);
+    assert_clean(&database, &workshop);
 }

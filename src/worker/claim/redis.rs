@@ -68,7 +68,9 @@ struct Ledger {
     audit: bool,
     /// Taken by whoever leads a turn.
     window: Option<Window>,
-    last_turn_was_vain: bool,
+    /// Free tasks that could not be started: somebody keeps their rows locked, or
+    /// starts them just now. Left out until somebody rings.
+    in_vain: HashSet<TaskId>,
     next_deep_look: Option<Instant>,
     /// A task far behind, and how many deep looks have found it there.
     passed_over: Option<(TaskId, usize)>,
@@ -76,12 +78,16 @@ struct Ledger {
 
 impl RedisBackEnd {
     /// Connects once, to refuse a server that will not do.
-    pub(crate) fn new(config: &Config, mailboxes: Vec<Mailbox>) -> Result<RedisBackEnd, Error> {
+    pub(crate) fn new(
+        config: &Config,
+        process: &str,
+        mailboxes: Vec<Mailbox>,
+    ) -> Result<RedisBackEnd, Error> {
         let store = Arc::new(LockStore::new(config)?);
         Link::new(store.clone()).check()?;
         Ok(RedisBackEnd {
             store,
-            sessions: Sessions::new(config.database_url()?, config.pool_size)?,
+            sessions: Sessions::new(config.database_url()?, config.pool_size, process)?,
             desk: Desk::new(mailboxes),
             ledger: Mutex::new(Ledger { audit: true, ..Ledger::default() }),
         })
@@ -146,10 +152,19 @@ impl RedisBackEnd {
         self.ledger().audit = true;
     }
 
-    /// Whether a turn is the first in a row of such as could not start what they had
-    /// the locks of.
-    fn is_first_vain_turn(&self, is_vain: bool) -> bool {
-        !std::mem::replace(&mut self.ledger().last_turn_was_vain, is_vain) && is_vain
+    fn start_was_in_vain(&self, id: TaskId) {
+        self.ledger().in_vain.insert(id);
+    }
+
+    /// Takes from these places in a list those that were tried in vain; whether there
+    /// were any.
+    fn leave_out_vain(&self, seen: &[Seen], places: &mut Vec<usize>) -> bool {
+        let ledger = self.ledger();
+        let n = places.len();
+        if !ledger.in_vain.is_empty() {
+            places.retain(|place| !ledger.in_vain.contains(&seen[*place].id));
+        }
+        places.len() < n
     }
 
     fn may_look_deep(&self) -> bool {
@@ -179,7 +194,7 @@ impl RedisBackEnd {
 
     /// The server answers: whatever was missed can be made good.
     fn is_back(&self) {
-        self.store.set_up(true);
+        self.store.answers();
         self.want_audit();
         self.ring();
     }
@@ -210,11 +225,12 @@ impl BackEnd for RedisBackEnd {
     }
 
     fn ring(&self) {
+        self.ledger().in_vain.clear();
         self.desk.ring();
     }
 
     fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error> {
-        let mut connection = self.store.connect().inspect_err(|_| self.store.set_up(false))?;
+        let mut connection = self.store.connect()?;
         let fail = |error: redis::RedisError| Error::Unavailable {
             doing: format!("could not listen to Redis at {}", self.store.place()),
             source: error.into(),
@@ -222,6 +238,8 @@ impl BackEnd for RedisBackEnd {
         let mut messages = connection.as_pubsub();
         messages.subscribe(&self.store.channels()[..]).map_err(fail)?;
         messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
+        self.store.set_hears(true);
+        let _deaf_at_last = DeafAtLast(&self.store);
         connected();
         self.is_back();
         let (mut last_heard, mut last_asked) = (Instant::now(), Instant::now());
@@ -245,7 +263,7 @@ impl BackEnd for RedisBackEnd {
             }
             let is_down = !self.store.is_up();
             // Not only in silence: others may have much to say all the time.
-            let is_due = is_down && last_asked.elapsed() >= LOOK;
+            let is_due = is_down && last_asked.elapsed() >= self.store.retry_pause();
             if !is_due && last_heard.elapsed() < PING_INTERVAL {
                 continue;
             }
@@ -254,7 +272,6 @@ impl BackEnd for RedisBackEnd {
             messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
             (last_heard, last_asked) = (Instant::now(), Instant::now());
             if is_down {
-                log::info!("Redis at {} is back", self.store.place());
                 self.is_back();
             }
         }
@@ -268,6 +285,15 @@ impl BackEnd for RedisBackEnd {
     fn swept(&self) {
         self.want_audit();
         self.ring();
+    }
+}
+
+/// The connection that listens has ended.
+struct DeafAtLast<'a>(&'a LockStore);
+
+impl Drop for DeafAtLast<'_> {
+    fn drop(&mut self) {
+        self.0.set_hears(false);
     }
 }
 

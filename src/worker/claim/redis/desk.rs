@@ -40,6 +40,7 @@ pub(super) struct End {
 }
 
 /// What a turn is about.
+#[derive(Default)]
 pub(super) struct Joint {
     pub(super) ends: Vec<End>,
     /// The one to be given a task first, first.
@@ -292,7 +293,10 @@ impl Desk {
             if !state.begin() {
                 state.under_way = true;
                 drop(state);
+                let nobody = Joint::default();
+                let abandoned = Abandoned { desk: self, joint: &nobody };
                 lead.tidy_up();
+                std::mem::forget(abandoned);
                 state = self.lock();
                 if !state.begin() {
                     return;

@@ -104,9 +104,9 @@ impl Leader<'_> {
         loop {
             let mut session = self.back_end.sessions.get()?;
             let found = if n == 0 {
-                session.client.simple_query("").map(|_| Found::nothing())
+                session.check().map(|()| Found::nothing())
             } else if let Some(found) = self.remember(joint, n) {
-                Ok(found)
+                session.check().map(|()| found)
             } else {
                 self.find(&mut session, joint, n)
             };
@@ -128,7 +128,8 @@ impl Leader<'_> {
         if joint.must_look || !is_young || !window.is_all && n_left < window.n_seen / 2 {
             return None;
         }
-        let choice = choose(&window.seen, &ending(joint), &self.shared.handlers);
+        let mut choice = choose(&window.seen, &ending(joint), &self.shared.handlers);
+        self.back_end.leave_out_vain(&window.seen, &mut choice.free);
         // More may be free than it shows.
         if !window.is_all && choice.free.len() < n && n_left < n {
             return None;
@@ -166,7 +167,8 @@ impl Leader<'_> {
             }
             let mut seen: Vec<Seen> = rows.iter().filter_map(read_seen).collect();
             seen.sort_by_key(|task| task.position);
-            let choice = choose(&seen, &ending, handlers);
+            let mut choice = choose(&seen, &ending, handlers);
+            let in_vain = self.back_end.leave_out_vain(&seen, &mut choice.free);
             let is_all = rows.len() < limit as usize;
             let is_enough = choice.free.len() >= n;
             // The first turn that ends nothing looks deep.
@@ -194,7 +196,7 @@ impl Leader<'_> {
                 window: Window::new(seen, at, is_all, n_near),
                 is_for_others: !choice.foreign.is_empty(),
                 free: choice.free,
-                conclusive: is_enough || is_all,
+                conclusive: (is_enough || is_all) && !in_vain,
                 unfinished,
             });
         }

@@ -13,6 +13,7 @@ use super::turn::Leader;
 use crate::error::{self, Error};
 use crate::lock_store::{Lock, Needs, PassedOn, abandoned};
 use crate::task::TaskId;
+use crate::worker::claim::BackEnd;
 
 /// How many more tasks are tried than there are workers, in case that others have
 /// some of them, before all the rest is.
@@ -34,7 +35,7 @@ impl Leader<'_> {
             self.release_abandoned(owner)
         };
         if let Err(error) = given_up {
-            self.is_down(&error);
+            self.gave_up(&error);
         }
     }
 
@@ -48,7 +49,7 @@ impl Leader<'_> {
 
     /// There is a task that was not there before.
     pub(super) fn tell_of_work(&mut self) {
-        self.back_end.desk.ring();
+        self.back_end.ring();
         self.back_end.wake_others();
         self.release();
     }
@@ -62,17 +63,19 @@ impl Leader<'_> {
         let (locks, wake) = self.back_end.take_released();
         let told_by = wake.then_some(self.shared.identity.process.as_str());
         if let Err(error) = self.link.release(&locks, told_by) {
-            self.is_down(&error);
+            self.gave_up(&error);
         }
     }
 
-    /// Nothing can be started now; the listener finds out when it is back.
-    fn is_down(&self, error: &Error) {
+    /// Locks are not as they should be. If it is the store that failed, nothing can be
+    /// started now; the listener finds out when it is back.
+    fn gave_up(&self, error: &Error) {
         self.back_end.want_audit();
         if self.back_end.store.is_up() {
+            log::warn!("{}; trying again", error::chain(error));
+        } else if self.back_end.store.tell() {
             log::warn!("{}; nothing new is started until it is back", error::chain(error));
         }
-        self.back_end.store.set_up(false);
     }
 
     /// Gives the locks of what may start to those who are to have it.
@@ -92,7 +95,7 @@ impl Leader<'_> {
             false => self.acquire(session, joint, hands, found),
         });
         let locked = locked.unwrap_or_else(|error| {
-            self.is_down(&error);
+            self.gave_up(&error);
             Vec::new()
         });
         let by_owner: HashMap<&str, &Hand> =
@@ -184,7 +187,9 @@ impl Leader<'_> {
             .filter(|lock| self.back_end.held(lock.task).is_none_or(|held| held != *lock))
             .collect();
         gone.extend(abandoned(&mut session.client, others)?);
-        self.link.release(&gone, None)
+        // Also if nothing is gone: whether scripts can be run shows here.
+        self.link.exchange(&gone, None, &[], &[], &PassedOn::default())?;
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pool of sessions that the workers of a process share: with their statements
 //! prepared, and for no longer than a statement takes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls, Statement};
 use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
@@ -12,6 +12,8 @@ use crate::error::Error;
 
 /// How long a thread waits for a session before it reports that there is none.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For how long a session is taken to be there still.
+const MOMENT: Duration = Duration::from_millis(100);
 
 pub(super) struct Sessions {
     pool: r2d2::Pool<Manager>,
@@ -19,15 +21,18 @@ pub(super) struct Sessions {
 }
 
 pub(super) struct Session {
+    used_at: Instant,
     pub(super) client: Client,
     pub(super) look: Statement,
     pub(super) joint_turn: Statement,
 }
 
 impl Sessions {
-    /// At most `size`, opened as needed.
-    pub(super) fn new(url: &str, size: u32) -> Result<Sessions, Error> {
-        let parameters = db::parameters(url, "millhand worker")?;
+    /// At most `size`, opened as needed. They bear the name of the process: whoever
+    /// settles its workers ends a session that is in the midst of something for them
+    /// (settle_worker).
+    pub(super) fn new(url: &str, size: u32, process: &str) -> Result<Sessions, Error> {
+        let parameters = db::parameters(url, &format!("millhand worker {process}"))?;
         let pool = r2d2::Pool::builder()
             .max_size(size)
             .min_idle(Some(0))
@@ -68,6 +73,17 @@ impl Sessions {
     }
 }
 
+impl Session {
+    /// Makes sure that it is there still, unless it was in use a moment ago.
+    pub(super) fn check(&mut self) -> Result<(), postgres::Error> {
+        if self.used_at.elapsed() > MOMENT {
+            self.client.simple_query("")?;
+        }
+        self.used_at = Instant::now();
+        Ok(())
+    }
+}
+
 pub(super) struct Manager(PostgresConnectionManager<NoTls>);
 
 impl ManageConnection for Manager {
@@ -78,6 +94,7 @@ impl ManageConnection for Manager {
         let mut client = self.0.connect()?;
         client.batch_execute(include_str!("../../../../sql/queries/worker_session.sql"))?;
         Ok(Session {
+            used_at: Instant::now(),
             look: client.prepare(include_str!("../../../../sql/queries/look.sql"))?,
             joint_turn: client.prepare(include_str!("../../../../sql/queries/joint_turn.sql"))?,
             client,

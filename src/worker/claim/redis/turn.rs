@@ -33,7 +33,13 @@ impl<'a> Leader<'a> {
         let hands: Vec<&Hand> = joint.hands().collect();
         let is_up = self.back_end.store.is_up();
         let n = if is_up { hands.len() } else { 0 };
-        let (mut session, found) = self.look(joint, n)?;
+        let (mut session, found) = match self.look(joint, n) {
+            // What has ended need not wait for that. Whoever is idle tells of it.
+            Err(error) if !joint.ends.is_empty() && !error.is_unavailable() => {
+                self.look(joint, 0)?
+            }
+            found => found?,
+        };
         let given = match is_up {
             true => self.take_locks(&mut session, joint, &hands, &found),
             false => Vec::new(),
@@ -113,7 +119,10 @@ impl<'a> Leader<'a> {
                     let task = Turn::Task(committed.started.swap_remove(place));
                     done.started.push((hand.index, Answer::Turn(task)));
                 }
-                None => self.back_end.let_go(lock.task),
+                None => {
+                    self.back_end.let_go(lock.task);
+                    self.back_end.start_was_in_vain(lock.task);
+                }
             }
         }
         let all_started = done.started.len() == given.len();
@@ -123,9 +132,9 @@ impl<'a> Leader<'a> {
             self.back_end.keep_window(found.window);
         }
         done.conclusive = all_started;
-        // It was canceled just now, or something that was to end first did not. Not
-        // again and again: somebody may keep its row locked for long.
-        done.unfinished = self.back_end.is_first_vain_turn(!all_started) || found.unfinished;
+        // Something else may start in the place of what was canceled just now, or is kept
+        // locked by somebody.
+        done.unfinished = found.unfinished || !all_started;
         let n_hands = joint.hands().count();
         let all_have_one = done.started.len() == n_hands;
         done.more = all_have_one && found.free.len() > n_hands;
@@ -166,10 +175,13 @@ impl<'a> Leader<'a> {
             for (_, hand) in given {
                 done.started.push((hand.index, Answer::Failed(failure.copy())));
             }
+        } else {
+            done.started = told_to_one(joint, failure.copy());
         }
         for end in &joint.ends {
-            // What the database does not take from one is no matter of the others.
-            let alone = joint.ends.len() > 1 && !failure.error.is_unavailable();
+            // What the database does not take from one is no matter of the others, nor is
+            // what it does not start.
+            let alone = joint.ends.len() + given.len() > 1 && !failure.error.is_unavailable();
             let fate = if alone {
                 match Self::commit(&mut session, std::slice::from_ref(end), &[]) {
                     Ok(committed) => self.settle(end, &committed),
@@ -199,6 +211,14 @@ impl Failure {
     }
 }
 
+/// Why nothing could be started, if nobody else hears of it: waiting may not mend that.
+fn told_to_one(joint: &Joint, failure: Failure) -> Vec<(usize, Answer)> {
+    match (&joint.ends[..], joint.idle.first()) {
+        ([], Some(hand)) => vec![(hand.index, Answer::Failed(failure))],
+        _ => Vec::new(),
+    }
+}
+
 impl Lead for Leader<'_> {
     fn take_turn(&mut self, joint: &Joint) -> Done {
         match self.try_turn(joint) {
@@ -206,7 +226,7 @@ impl Lead for Leader<'_> {
             Err(error) => {
                 let failure = Failure { error, in_doubt: false };
                 let fates = joint.ends.iter().map(|_| Fate::Failed(failure.copy())).collect();
-                Done { fates, ..Done::default() }
+                Done { fates, started: told_to_one(joint, failure), ..Done::default() }
             }
         }
     }

@@ -89,6 +89,7 @@ struct ModelLead<'a> {
     model: &'a Model,
     process: usize,
     panics: bool,
+    panics_late: bool,
 }
 
 impl Lead for ModelLead<'_> {
@@ -139,6 +140,7 @@ impl Lead for ModelLead<'_> {
     }
 
     fn tidy_up(&mut self) {
+        assert!(!self.panics_late, "as it should");
         self.model.pause();
     }
 }
@@ -150,7 +152,7 @@ fn hand(process: usize, index: usize) -> Hand {
 /// One worker of the model, until it is told to drain.
 fn work(model: &Model, process: usize, index: usize, inbox: &Inbox) {
     let hand = hand(process, index);
-    let mut lead = ModelLead { model, process, panics: false };
+    let mut lead = ModelLead { model, process, panics: false, panics_late: false };
     let mut ended: Option<Ended> = None;
     loop {
         let wanted = !inbox.is_draining();
@@ -228,14 +230,14 @@ fn nobody_waits_for_a_leader_that_panicked() {
     let (first, second) = (inboxes.next().unwrap(), inboxes.next().unwrap());
     std::thread::scope(|scope| {
         let idle = scope.spawn(move || {
-            let mut lead = ModelLead { model, process: 0, panics: false };
+            let mut lead = ModelLead { model, process: 0, panics: false, panics_late: false };
             desk.attend(&hand(0, 0), &first, None, &mut lead, &mut || {})
         });
         while desk.lock().idle.is_empty() || desk.lock().under_way {
             std::thread::yield_now();
         }
         let leader = scope.spawn(move || {
-            let mut lead = ModelLead { model, process: 0, panics: true };
+            let mut lead = ModelLead { model, process: 0, panics: true, panics_late: false };
             let ended = Ended { id: TaskId(0), outcome: Outcome::completed(Value::Null) };
             desk.attend(&hand(0, 1), &second, Some((&ended, true)), &mut lead, &mut || {});
         });
@@ -246,4 +248,24 @@ fn nobody_waits_for_a_leader_that_panicked() {
         }
     });
     assert!(!desk.lock().under_way, "somebody else leads the next turn");
+}
+
+#[test]
+fn a_leader_that_panics_at_last_leaves_the_lead_to_others() {
+    let (mailboxes, _inboxes) = inboxes();
+    let model = Model {
+        table: Mutex::default(),
+        desks: vec![Desk::new(mailboxes)],
+        random: AtomicU64::new(1),
+    };
+    let (model, desk) = (&model, &model.desks[0]);
+    std::thread::scope(|scope| {
+        let leader = scope.spawn(move || {
+            let mut lead = ModelLead { model, process: 0, panics: false, panics_late: true };
+            let (_mailbox, inbox) = Inbox::new().unwrap();
+            desk.attend(&hand(0, 1), &inbox, None, &mut lead, &mut || {});
+        });
+        assert!(leader.join().is_err());
+    });
+    assert!(!desk.lock().under_way);
 }
