@@ -346,7 +346,7 @@ fn what_waits_for_a_task_with_an_open_cancel_is_in_nobodys_way() {
         let mut open = other.transaction().unwrap();
         client::cancel(&mut open, holder).unwrap();
         dispatch_fill(&mut scenario, 20, "x");
-        dispatch_fill(&mut scenario, 1500, "r");
+        dispatch_fill(&mut scenario, 1500, "+r");
         scenario.dispatch("free", "q");
         scenario.expect_running("page holder free");
         open.commit().unwrap();

@@ -67,7 +67,7 @@ impl Fleet {
                 .stdout(Stdio::null())
                 .spawn()
                 .map_err(|error| Error::Unavailable {
-                    doing: "could not start a worker".to_owned(),
+                    doing: format!("could not start {}", command.get_program().display()),
                     source: error.into(),
                 })?;
             processes.push(child);
