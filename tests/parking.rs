@@ -346,7 +346,9 @@ fn what_waits_for_a_task_with_an_open_cancel_is_in_nobodys_way() {
         let mut open = other.transaction().unwrap();
         client::cancel(&mut open, holder).unwrap();
         dispatch_fill(&mut scenario, 20, "x");
-        dispatch_fill(&mut scenario, 1500, "+r");
+        // A chain; with `pulpcore` a walk for each link.
+        let n = if scenario.worker_type() == "pulpcore" { 300 } else { 1500 };
+        dispatch_fill(&mut scenario, n, "r");
         scenario.dispatch("free", "q");
         scenario.expect_running("page holder free");
         open.commit().unwrap();
