@@ -29,6 +29,8 @@ use measure::{Meter, percentile};
 
 /// Tasks of one bulk dispatch.
 const BATCH: usize = 1000;
+/// Tasks that arrive at once while workers run.
+const ARRIVAL: usize = 100;
 /// Of a run's course, in seconds.
 const PIECE: f64 = 0.25;
 /// The ideal scheduler goes through all tasks for each of them.
@@ -86,7 +88,7 @@ struct Load {
     /// Let each task take so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, global = true)]
     seconds: f64,
-    /// drain: dispatch N of the tasks before the workers start, and the others one by one
+    /// drain: dispatch N of the tasks before the workers start, and the others by hundreds
     #[arg(long, value_name = "N", global = true)]
     ahead: Option<usize>,
     /// Start `PROGRAM --threads N` instead of workers of millhand
@@ -246,8 +248,8 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
     let mut meter = Meter::start(client, load, None)?;
     let mut fleet = Fleet::start(url, load)?;
     let mut waker = load.waker()?;
-    for _ in n_ahead..n_tasks {
-        client::dispatch(client, &load.drawn_task())?;
+    for begin in (n_ahead..n_tasks).step_by(ARRIVAL) {
+        fill(client, load, ARRIVAL.min(n_tasks - begin))?;
         wake(&mut waker)?;
     }
     fleet.wait_until_done(client, n_tasks)?;
