@@ -3,7 +3,7 @@
 CARGO ?= cargo
 N ?= 20
 
-.PHONY: help setup build check fmt test demo bench schema doc soak
+.PHONY: help setup build check fmt test demo bench figures schema doc soak
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,10 @@ demo: setup ## Build package repositories from real archives, and check the outc
 
 bench: setup ## Measure, beside the physical limit
 	$(CARGO) run --locked --release -- bench all
+
+figures: setup ## Draw the figures of README, from runs of an hour or so
+	$(CARGO) build --locked --release --bins --examples
+	$(CARGO) run --locked --release --example figures -- $(ARGS)
 
 schema: setup ## Rewrite sql/schema.sql from the migrations
 	MILLHAND_WRITE_SCHEMA=1 $(CARGO) test --locked --test integration golden_schema
