@@ -401,3 +401,36 @@ fn a_redis_whose_memory_is_full_is_told_of_once_and_again_when_it_works() {
     worker.stop(Signal::TERM);
     assert_clean(&database, &workshop);
 }
+
+/// A task that ends, while somebody keeps its row locked, and the one that waits for it
+/// stand in the same turn again and again: that the second could not start then is no
+/// reason to leave it out later. (The worker neither looks nor sweeps by itself.)
+#[test]
+fn what_waits_for_a_task_whose_end_was_held_up_starts_right_after_it() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let mut command = workshop.millhand(["worker", "--type", "redis", "--threads", "2"]);
+    command.env("MILLHAND_POLL_INTERVAL", "1h").env("MILLHAND_TTL", "10h");
+    let worker = WorkerProcess::start(command);
+    database.wait_for_workers(2);
+    let first = database.dispatch(&gate_task(&workshop, "gate", "a").exclusive("r"));
+    let second = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
+    workshop.redis.waker().wake().unwrap();
+    workshop.wait_at_gate(&database, "a");
+    let mut other = database.connect();
+    let mut open = other.transaction().unwrap();
+    client::cancel(&mut open, first).unwrap();
+    let n_calls = || workshop.redis.calls().get("evalsha").copied().unwrap_or(0);
+    workshop.open_gate("a");
+    // Scripts are called for the second one in turns that then start nothing.
+    let before = n_calls();
+    wait_until(&database, "turns with both", SOON, || {
+        let n = n_calls() - before;
+        if n > 2 { Ok(()) } else { Err(n) }
+    });
+    open.rollback().unwrap();
+    database.wait_for_state(first, TaskState::Completed);
+    database.wait_for_state(second, TaskState::Completed);
+    worker.stop(Signal::TERM);
+    assert_clean(&database, &workshop);
+}

@@ -113,6 +113,8 @@ impl<'a> Leader<'a> {
         for end in &joint.ends {
             done.fates.push(self.settle(end, &committed));
         }
+        // Otherwise nothing was tried to be started.
+        let all_ended = committed.ended.len() == joint.ends.len();
         for (lock, hand) in given {
             match committed.started.iter().position(|task| task.id == lock.task) {
                 Some(place) => {
@@ -121,12 +123,14 @@ impl<'a> Leader<'a> {
                 }
                 None => {
                     self.back_end.let_go(lock.task);
-                    self.back_end.start_was_in_vain(lock.task);
+                    if all_ended {
+                        self.back_end.start_was_in_vain(lock.task);
+                    }
                 }
             }
         }
         let all_started = done.started.len() == given.len();
-        if all_started && committed.ended.len() == joint.ends.len() {
+        if all_started && all_ended {
             let started = given.iter().map(|(lock, _)| lock.task).collect();
             found.window.update(&committed.ended, &started);
             self.back_end.keep_window(found.window);
