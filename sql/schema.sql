@@ -473,6 +473,7 @@ DECLARE
     blocked boolean;
     locked boolean;
     n_passed integer;
+    n_deep integer := 1000;
     behind bigint[];
     for_others bigint[];
 BEGIN
@@ -589,7 +590,7 @@ BEGIN
                     IF is_deep AND blocked THEN
                         behind := behind || candidate.id;
                     END IF;
-                    IF n_passed = 200 AND NOT is_deep OR n_passed = 1000 THEN
+                    IF n_passed = 200 AND NOT is_deep OR n_passed = n_deep THEN
                         unfinished := true;
                         more := look_further;
                         EXIT;
@@ -630,8 +631,14 @@ BEGIN
             locked := millhand.park(behind, low, stragglers);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
-                unfinished := false;
                 inconclusive := true;
+                IF unfinished THEN
+                    unfinished := false;
+                    n_deep := n_deep * 10;
+                    behind := NULL;
+                    for_others := NULL;
+                    CONTINUE looks;
+                END IF;
             END IF;
         END IF;
         EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;

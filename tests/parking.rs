@@ -334,25 +334,39 @@ fn tasks_that_nobody_here_can_run_are_in_nobodys_way() {
 }
 
 /// A cancel of a running task, in a transaction that stays open, keeps its row
-/// locked: what waits for that task can be parked all the same.
+/// locked: what waits for that task is in nobody's way all the same. A chain can be
+/// parked, each behind the one before; readers, which wait for nothing else, cannot.
 #[test]
 fn what_waits_for_a_task_with_an_open_cancel_is_in_nobodys_way() {
+    // More than a deep look shows at a time.
+    const TASKS: usize = 1_500;
     each_type(|mut scenario| {
-        scenario.dispatch("page", "x");
-        let holder = scenario.dispatch("holder", "r");
-        scenario.start_worker(4);
-        scenario.expect_running("page holder");
-        let mut other = scenario.database.connect();
-        let mut open = other.transaction().unwrap();
-        client::cancel(&mut open, holder).unwrap();
-        dispatch_fill(&mut scenario, 20, "x");
-        // A chain; with `pulpcore` a walk for each link.
-        let n = if scenario.worker_type() == "pulpcore" { 300 } else { 1500 };
-        dispatch_fill(&mut scenario, n, "r");
-        scenario.dispatch("free", "q");
-        scenario.expect_running("page holder free");
-        open.commit().unwrap();
-        scenario.end("page free");
+        for (number, resource) in ["r", "+r"].into_iter().enumerate() {
+            let [page, holder, free] =
+                ["page", "holder", "free"].map(|name| name.to_owned() + resource);
+            scenario.dispatch(&page, "x");
+            let holder_id = scenario.dispatch(&holder, "r");
+            if number == 0 {
+                scenario.start_worker(4);
+            }
+            scenario.expect_running(&format!("{page} {holder}"));
+            let mut other = scenario.database.connect();
+            let mut open = other.transaction().unwrap();
+            client::cancel(&mut open, holder_id).unwrap();
+            dispatch_fill(&mut scenario, 20, "x");
+            let waiting = dispatch_fill(&mut scenario, TASKS, resource);
+            scenario.dispatch(&free, "q");
+            scenario.expect_running(&format!("{page} {holder} {free}"));
+            open.commit().unwrap();
+            // One after the other, each would take a turn.
+            if resource == "r" {
+                for id in waiting {
+                    client::cancel(&mut scenario.connection, id).unwrap();
+                }
+            }
+            scenario.end(&format!("{page} {free}"));
+            scenario.database.wait_for_all_final();
+        }
         finish(scenario);
     });
 }

@@ -17,7 +17,8 @@
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
 -- which costs little, and that of the worker that waits for its whole process
 -- to 1,000: if it has passed over many, it parks those beyond the page, and the
--- next look, at once, goes on from there.
+-- next look, at once, goes on from there. If it cannot, because somebody keeps
+-- their blockers' rows locked, it goes ten times as far.
 -- `low` and `stragglers` say where to look (in_sight).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
@@ -69,6 +70,7 @@ DECLARE
     blocked boolean;
     locked boolean;
     n_passed integer;
+    n_deep integer := 1000;
     behind bigint[];
     for_others bigint[];
 BEGIN
@@ -185,7 +187,7 @@ BEGIN
                     IF is_deep AND blocked THEN
                         behind := behind || candidate.id;
                     END IF;
-                    IF n_passed = 200 AND NOT is_deep OR n_passed = 1000 THEN
+                    IF n_passed = 200 AND NOT is_deep OR n_passed = n_deep THEN
                         unfinished := true;
                         more := look_further;
                         EXIT;
@@ -226,8 +228,14 @@ BEGIN
             locked := millhand.park(behind, low, stragglers);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
-                unfinished := false;
                 inconclusive := true;
+                IF unfinished THEN
+                    unfinished := false;
+                    n_deep := n_deep * 10;
+                    behind := NULL;
+                    for_others := NULL;
+                    CONTINUE looks;
+                END IF;
             END IF;
         END IF;
         EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;

@@ -26,7 +26,7 @@ const DEEP_PAGE: usize = 1000;
 pub(super) const KEPT_IN_SIGHT: usize = 100;
 /// How often. To park a task and to bring it back costs the database as much as
 /// passing over it some fifty times; and in a queue that moves on most tasks are soon
-/// at the front.
+/// at the front. Where it cannot be parked, a look goes ten times as far.
 pub(super) const TOO_OFTEN: usize = 8;
 /// Deep looks beside tasks that end may take this part of the time.
 const DEEP_SHARE: u32 = 10;
@@ -188,6 +188,11 @@ impl Leader<'_> {
                 } else {
                     joint.ends.is_empty()
                 };
+                if must_go_further && !would_show_more {
+                    // Somebody keeps the rows of their blockers locked.
+                    page *= 10;
+                    continue;
+                }
                 unfinished = !is_all && would_show_more;
             }
             // Turns go through all of the window: what was seen far behind is left out.
