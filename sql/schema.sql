@@ -374,13 +374,13 @@ BEGIN
                    result = CASE t.state WHEN 'canceling' THEN NULL ELSE e.result END,
                    error = CASE t.state WHEN 'canceling' THEN NULL ELSE e.error END,
                    log = e.log, owner = NULL, finished_at = clock_timestamp()
-              FROM (SELECT own.id, given.*
+              FROM (SELECT own.ctid AS place, given.*
                       FROM unnest(ended, ended_by, outcomes, results, errors, logs)
                            AS given (task, worker, outcome, result, error, log)
                       JOIN millhand.task own
                         ON own.id = given.task AND own.owner IS NOT DISTINCT FROM given.worker
                        FOR NO KEY UPDATE OF own SKIP LOCKED) AS e
-             WHERE t.id = e.id
+             WHERE t.ctid = e.place
             RETURNING t.id, 'ended', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer;
         GET DIAGNOSTICS n_ended = ROW_COUNT;
         IF n_ended > 0 AND EXISTS (SELECT FROM millhand.parked) THEN
@@ -404,14 +404,14 @@ BEGIN
                SET state = 'running', owner = s.worker, worker = s.name,
                    fence = nextval('millhand.task_fence'), attempt = t.attempt + 1,
                    started_at = clock_timestamp()
-              FROM (SELECT free.id, w.id AS worker, w.name
+              FROM (SELECT free.ctid AS place, w.id AS worker, w.name
                       FROM unnest(started, started_by) AS given (task, worker)
                       JOIN millhand.worker w ON w.id = given.worker
                       JOIN millhand.task free ON free.id = given.task
                        AND free.parked IS FALSE
                        AND free.state <> ALL ('{running,canceling,completed,failed,canceled}')
                        FOR NO KEY UPDATE OF free SKIP LOCKED) AS s
-             WHERE t.id = s.id
+             WHERE t.ctid = s.place
             RETURNING t.id, 'started', t.name, t.args, t.fence, t.attempt;
     END IF;
 END

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the epoch: this incarnation of the store
 -- KEYS[2]  the locks, a hash:
---            t<task>      the owner that holds the task
+--            t<task>      the entry in the registry of who holds the task
 --            r<resource>  the task that has it for itself, or, below zero, how many
 --                         tasks share it
 -- KEYS[3]  the registry, a sorted set of "<owner> <task> <needs>", in the order of
@@ -14,6 +14,7 @@
 --   the channel for wake-ups,
 --   the process that wakes all others in any case, or nothing,
 --   how many of those who hear are that process,
+--   how many names as in KEYS[2] follow below, and all these names,
 --   of how many tasks the locks are to be let go; for each
 --     its entry in the registry, its t name, the task,
 --     how many resources it has for itself, and their r names,
@@ -29,71 +30,38 @@
 -- Result: a list of the tasks whose locks it got, all of a task or none, each
 -- followed by its owner; false, and none is taken, if the epoch is another one.
 --
--- Everything may be sent twice, because an answer may get lost: what is not in the
--- registry is not let go again, and what one of the owners holds already is a success.
+-- Everything may be sent twice, because an answer may get lost: what is not held is
+-- not let go again, and what one of the owners holds already is a success.
 -- Who tried a lock in vain is woken when it is let go.
+--
+-- This is on the way of every task, and Redis does nothing else meanwhile. So the
+-- values come in one call, tasks are read where they stand among the arguments, and
+-- an entry stands for a task although its owner would do: it is longer than 64 bytes,
+-- at which a hash of few fields stops searching all of them for each.
 
 local argv = ARGV
 
--- A few calls for all, with as many arguments as Lua can pass.
+-- One call with as many arguments as Lua can pass at once; what the answers sum up to.
 local MOST = 4000
-local function call(name, key, arguments, each)
+local function call(name, key, arguments)
+  local sum = 0
   for first = 1, #arguments, MOST do
     local last = math.min(first + MOST - 1, #arguments)
-    local answer = redis.call(name, key, unpack(arguments, first, last))
-    if each then
-      each(answer, first - 1)
-    end
+    sum = sum + redis.call(name, key, unpack(arguments, first, last))
   end
+  return sum
 end
 
--- Every name that matters here, and what it stands for in the store and later in
--- here: false if there is nothing.
-local names, n_names, held = {}, 0, {}
-local function note(name)
-  if held[name] == nil then
-    held[name] = false
-    n_names = n_names + 1
-    names[n_names] = name
+-- What each name stands for in the store, and later in here: false if for nothing.
+local held, changed = {}, {}
+local at = 5 + argv[5]
+for first = 6, at, MOST do
+  local last = math.min(first + MOST - 1, at)
+  local values = redis.call('HMGET', KEYS[2], unpack(argv, first, last))
+  for i = 1, #values do
+    held[argv[first + i - 1]] = values[i]
   end
 end
-
--- Notes the names of a list, which has its length before it, and returns its end.
-local function note_list(at, width)
-  local last = at + argv[at] * width
-  for i = at + 1, last, width do
-    note(argv[i])
-  end
-  return last
-end
-
--- Where the names of tasks are among the arguments: what follows is found from there.
-local entries, released = {}, {}
-local at = 6
-for j = 1, tonumber(argv[5]) do
-  entries[j], released[j] = argv[at], at + 1
-  note(argv[at + 1])
-  at = note_list(note_list(at + 3, 1) + 1, 1) + 1
-end
-local owner_at, n_owners, is_idle = at, tonumber(argv[at]), {}
-for i = at + 1, at + n_owners do
-  is_idle[argv[i]] = true
-end
-local wanted, n_wanted = {}, 0
-at = at + n_owners + 1
-while at < #argv do
-  n_wanted = n_wanted + 1
-  wanted[n_wanted] = at
-  note(argv[at])
-  at = note_list(note_list(at + 3, 2) + 1, 2) + 1
-end
-call('HMGET', KEYS[2], names, function(values, before)
-  for i, value in ipairs(values) do
-    held[names[before + i]] = value
-  end
-end)
-
-local changed = {}
 local function set(name, value)
   held[name] = value
   changed[name] = true
@@ -104,94 +72,102 @@ local function free(name)
   set(name, false)
   freed[#freed + 1] = name
 end
-call('ZMSCORE', KEYS[3], entries, function(scores, before)
-  for j, score in ipairs(scores) do
-    if score then
-      at = released[before + j]
-      gone[#gone + 1] = entries[before + j]
-      free(argv[at])
-      local id = argv[at + 1]
-      local last = at + 2 + argv[at + 2]
-      for i = at + 3, last do
-        -- Not what was passed on to the next task.
-        if held[argv[i]] == id then
-          free(argv[i])
-        end
+at = at + 1
+for _ = 1, argv[at] do
+  local entry, name, id = argv[at + 1], argv[at + 2], argv[at + 3]
+  local last_exclusive = at + 4 + argv[at + 4]
+  local last_shared = last_exclusive + 1 + argv[last_exclusive + 1]
+  gone[#gone + 1] = entry
+  if held[name] == entry then
+    free(name)
+    for i = at + 5, last_exclusive do
+      -- Not what was passed on to the next task.
+      if held[argv[i]] == id then
+        free(argv[i])
       end
-      for i = last + 2, last + 1 + argv[last + 1] do
-        -- Above zero it was passed on to a task that has it for itself.
-        local n = tonumber(held[argv[i]] or 0)
-        if n == -1 then
-          free(argv[i])
-        elseif n < 0 then
-          set(argv[i], tostring(n + 1))
-        end
+    end
+    for i = last_exclusive + 2, last_shared do
+      -- Above zero it was passed on to a task that has it for itself.
+      local n = tonumber(held[argv[i]] or 0)
+      if n == -1 then
+        free(argv[i])
+      elseif n < 0 then
+        set(argv[i], tostring(n + 1))
       end
     end
   end
-end)
+  at = last_shared
+end
 call('ZREM', KEYS[3], gone)
 local n_tried = 0
 if #freed > 0 and redis.call('EXISTS', KEYS[4]) == 1 then
-  call('SREM', KEYS[4], freed, function(n)
-    n_tried = n_tried + n
-  end)
+  n_tried = call('SREM', KEYS[4], freed)
 end
+
 local got = {}
-if n_owners > 0 and redis.call('GET', KEYS[1]) ~= argv[1] then
+local owner_at, n_idle = at + 1, tonumber(argv[at + 1])
+if n_idle > 0 and redis.call('GET', KEYS[1]) ~= argv[1] then
   got = false
 else
-  local n_idle = n_owners
-  for j = 1, n_wanted do
-    at = wanted[j]
-    local owner = held[argv[at]]
+  local first_wanted, is_idle = owner_at + n_idle + 1, {}
+  for i = owner_at + 1, first_wanted - 1 do
+    is_idle[argv[i]] = true
+  end
+  local wanted = {}
+  at = first_wanted
+  while at < #argv do
+    wanted[#wanted + 1] = at
+    local holder = held[argv[at]]
+    local owner = holder and string.match(holder, '^[^ ]*')
     if is_idle[owner] then
       is_idle[owner] = false
       n_idle = n_idle - 1
       got[#got + 1] = argv[at + 1]
       got[#got + 1] = owner
     end
+    local last_exclusive = at + 3 + 2 * argv[at + 3]
+    at = last_exclusive + 2 + 2 * argv[last_exclusive + 1]
   end
   local new, tried = {}, {}
-  for j = 1, n_wanted do
+  for j = 1, #wanted do
     if n_idle == 0 then
       break
     end
     at = wanted[j]
-    local is_free = true
-    local function try(name, may_be)
-      local now = held[name]
-      if now and now ~= may_be then
-        is_free = false
-        tried[#tried + 1] = name
-      end
+    local name, id = argv[at], argv[at + 1]
+    local last_exclusive = at + 3 + 2 * argv[at + 3]
+    local last_shared = last_exclusive + 1 + 2 * argv[last_exclusive + 1]
+    local n_before = #tried
+    if held[name] then
+      tried[#tried + 1] = name
     end
-    try(argv[at])
-    local last_x = at + 3 + 2 * argv[at + 3]
-    local last_s = last_x + 1 + 2 * argv[last_x + 1]
-    for i = at + 4, last_x, 2 do
-      try(argv[i], argv[i + 1])
-    end
-    for i = last_x + 2, last_s, 2 do
+    for i = at + 4, last_exclusive, 2 do
       local now = held[argv[i]]
-      if now and tonumber(now) > 0 then
-        try(argv[i], argv[i + 1])
+      if now and now ~= argv[i + 1] then
+        tried[#tried + 1] = argv[i]
       end
     end
-    if is_free then
+    for i = last_exclusive + 2, last_shared, 2 do
+      local now = held[argv[i]]
+      if now and now ~= argv[i + 1] and tonumber(now) > 0 then
+        tried[#tried + 1] = argv[i]
+      end
+    end
+    if #tried == n_before then
       repeat
         owner_at = owner_at + 1
       until is_idle[argv[owner_at]]
-      local owner, id = argv[owner_at], argv[at + 1]
-      set(argv[at], owner)
-      for i = at + 4, last_x, 2 do
+      local owner = argv[owner_at]
+      local entry = owner .. argv[at + 2]
+      set(name, entry)
+      for i = at + 4, last_exclusive, 2 do
         set(argv[i], id)
       end
-      for i = last_x + 2, last_s, 2 do
+      for i = last_exclusive + 2, last_shared, 2 do
         set(argv[i], tostring(math.min(tonumber(held[argv[i]] or 0), 0) - 1))
       end
       new[#new + 1] = 0
-      new[#new + 1] = owner .. argv[at + 2]
+      new[#new + 1] = entry
       is_idle[owner] = false
       n_idle = n_idle - 1
       got[#got + 1] = id
@@ -204,9 +180,10 @@ end
 
 local fields, removed = {}, {}
 for name in pairs(changed) do
-  if held[name] then
+  local value = held[name]
+  if value then
     fields[#fields + 1] = name
-    fields[#fields + 1] = held[name]
+    fields[#fields + 1] = value
   else
     removed[#removed + 1] = name
   end

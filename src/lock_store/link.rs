@@ -64,6 +64,10 @@ impl Link {
         call.arg(self.store.epoch().unwrap_or_default());
         call.arg(&self.store.wakeup_channel).arg(told_by.unwrap_or_default());
         call.arg(usize::from(self.store.hears()));
+        let of_released = released.iter().map(|lock| lock.needs.names(lock.task));
+        let of_wanted = wanted.iter().map(|(task, needs)| needs.names(*task));
+        let names: Vec<String> = of_released.chain(of_wanted).flatten().collect();
+        call.arg(names.len()).arg(names);
         call.arg(released.len());
         for lock in released {
             lock.add_to(&mut call);
@@ -138,7 +142,6 @@ impl Link {
         self.add_keys(&mut call);
         call.arg(stale).arg(format!("{server}:{token}")).arg(&store.wakeup_channel);
         for lock in locks {
-            call.arg(&lock.owner);
             lock.add_to(&mut call);
         }
         let epoch: String = self.call("could not rebuild the locks in", &call)?;

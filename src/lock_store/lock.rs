@@ -51,6 +51,12 @@ impl Needs {
         [&self.exclusive, &self.shared]
     }
 
+    /// The names of all its locks.
+    pub(super) fn names(&self, task: TaskId) -> impl Iterator<Item = String> {
+        let resources = self.lists().into_iter().flatten();
+        std::iter::once(task_name(task)).chain(resources.map(|name| resource_name(name)))
+    }
+
     /// What may be given to an owner in [`exchange`](super::Link::exchange).
     pub(super) fn add_wish(
         &self,

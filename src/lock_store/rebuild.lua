@@ -6,7 +6,7 @@
 -- ARGV[2]  the new epoch
 -- ARGV[3]  the channel for wake-ups
 -- and for each task, as for exchange.lua:
---   the owner, its entry in the registry, its t name, the task,
+--   its entry in the registry, its t name, the task,
 --   how many resources it has for itself, and their r names,
 --   how many it shares, and their r names
 --
@@ -23,8 +23,8 @@ local function take()
   return ARGV[position]
 end
 while position < #ARGV do
-  local owner, entry, name, task = take(), take(), take(), take()
-  redis.call('HSET', KEYS[2], name, owner)
+  local entry, name, task = take(), take(), take()
+  redis.call('HSET', KEYS[2], name, entry)
   for _ = 1, tonumber(take()) do
     redis.call('HSET', KEYS[2], take(), task)
   end

@@ -34,7 +34,7 @@ use crate::lock_store::{Link, Lock, LockStore, PATIENCE};
 use crate::task::{NewTask, TaskId};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 use crate::worker::{LOOK, Shared, Shutdown, random_token};
-use desk::{Answer, Desk, Hand};
+use desk::{Answer, Desk, Hand, Joint};
 use find::Window;
 use look::Seen;
 use sessions::Sessions;
@@ -71,7 +71,8 @@ struct Ledger {
     /// Free tasks that could not be started: somebody keeps their rows locked, or
     /// starts them just now. Left out until somebody rings.
     in_vain: HashSet<TaskId>,
-    next_deep_look: Option<Instant>,
+    /// When to look deep again, if somebody has rung since and if nobody has.
+    next_deep_look: Option<(Instant, Instant)>,
     /// A task far behind, and how many deep looks have found it there.
     passed_over: Option<(TaskId, usize)>,
 }
@@ -167,12 +168,18 @@ impl RedisBackEnd {
         places.len() < n
     }
 
-    fn may_look_deep(&self) -> bool {
-        self.ledger().next_deep_look.is_none_or(|at| at <= Instant::now())
+    fn may_look_deep(&self, joint: &Joint) -> bool {
+        let next = self.ledger().next_deep_look;
+        next.is_none_or(|(rung, not_rung)| {
+            Instant::now() >= if joint.must_look { rung } else { not_rung }
+        })
     }
 
-    fn looked_deep(&self, pause: Duration) {
-        self.ledger().next_deep_look = Some(Instant::now() + pause);
+    /// A deep look, which began then, has just ended.
+    fn looked_deep(&self, began: Instant, in_vain: bool) {
+        let (cost, now) = (began.elapsed(), Instant::now());
+        let share = if in_vain { find::DEEP_SHARE_IN_VAIN } else { find::DEEP_SHARE };
+        self.ledger().next_deep_look = Some((now + cost * find::DEEP_SHARE, now + cost * share));
     }
 
     /// Whether deep looks have passed over the same tasks again and again.

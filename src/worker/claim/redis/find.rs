@@ -28,35 +28,41 @@ pub(super) const KEPT_IN_SIGHT: usize = 100;
 /// passing over it some fifty times; and in a queue that moves on most tasks are soon
 /// at the front. Where it cannot be parked, a look goes ten times as far.
 pub(super) const TOO_OFTEN: usize = 8;
-/// Deep looks beside tasks that end may take this part of the time.
-const DEEP_SHARE: u32 = 10;
+/// Deep looks beside tasks that end may take this part of the time, and a fourth of
+/// that as long as nobody rings and they find nothing that the first page did not show.
+pub(super) const DEEP_SHARE: u32 = 10;
+pub(super) const DEEP_SHARE_IN_VAIN: u32 = 4 * DEEP_SHARE;
 /// For how long turns go on from what one look has shown, if they end tasks and
-/// nobody rang. What they do themselves they know, and what others do meanwhile only
-/// makes tasks look blocked, or waiting, that are not any more; each start makes sure
-/// of that. So this is how much later a task may start for which the last thing in
-/// its way ended in another process.
+/// nobody rang: at least, and if looks take more than this part of the time. What they
+/// do themselves they know, and what others do meanwhile only makes tasks look blocked,
+/// or waiting, that are not any more; each start makes sure of that. So this is how
+/// much later a task may start for which the last thing in its way ended in another
+/// process.
 const MAX_AGE: Duration = Duration::from_millis(10);
+const LOOK_SHARE: u32 = 20;
 /// What a look showed, and what this process has done since.
 pub(super) struct Window {
     pub(super) seen: Vec<Seen>,
     /// How much it was at first.
     n_seen: usize,
-    at: Instant,
+    good_until: Instant,
     /// Whether there is nothing beyond.
     is_all: bool,
 }
 
 impl Window {
-    /// Of the first `n` tasks that a look showed, if those were not all that there are.
-    fn new(mut seen: Vec<Seen>, at: Instant, is_all: bool, n: usize) -> Window {
+    /// Of the first `n` tasks that a look showed, which began then and has just ended,
+    /// if those were not all that there are.
+    fn new(mut seen: Vec<Seen>, began: Instant, is_all: bool, n: usize) -> Window {
         let is_all = is_all && seen.len() <= n;
         seen.truncate(n);
-        Window { n_seen: seen.len(), seen, at, is_all }
+        let good_until = began + MAX_AGE.max(began.elapsed() * LOOK_SHARE);
+        Window { n_seen: seen.len(), seen, good_until, is_all }
     }
 
     /// Of no look.
     fn empty() -> Window {
-        Window { seen: Vec::new(), n_seen: 0, at: Instant::now(), is_all: false }
+        Window { seen: Vec::new(), n_seen: 0, good_until: Instant::now(), is_all: false }
     }
 
     pub(super) fn update(&mut self, ended: &[TaskId], started: &HashSet<TaskId>) {
@@ -124,8 +130,8 @@ impl Leader<'_> {
     /// What the last look showed, as far as it is still good.
     fn remember(&self, joint: &Joint, n: usize) -> Option<Found> {
         let window = self.back_end.take_window()?;
-        let (is_young, n_left) = (window.at.elapsed() < MAX_AGE, window.seen.len());
-        if joint.must_look || !is_young || !window.is_all && n_left < window.n_seen / 2 {
+        let (is_good, n_left) = (Instant::now() < window.good_until, window.seen.len());
+        if joint.must_look || !is_good || !window.is_all && n_left < window.n_seen / 2 {
             return None;
         }
         let mut choice = choose(&window.seen, &ending(joint), &self.shared.handlers);
@@ -172,7 +178,7 @@ impl Leader<'_> {
             let is_all = rows.len() < limit as usize;
             let is_enough = choice.free.len() >= n;
             // The first turn that ends nothing looks deep.
-            let may_look_deep = joint.ends.is_empty() || self.back_end.may_look_deep();
+            let may_look_deep = joint.ends.is_empty() || self.back_end.may_look_deep(joint);
             let is_deep = may_look_deep && !is_enough && !(is_all && seen.len() <= KEPT_IN_SIGHT);
             let mut unfinished = false;
             if is_deep {
@@ -180,7 +186,8 @@ impl Leader<'_> {
                     page = DEEP_PAGE;
                     continue;
                 }
-                self.back_end.looked_deep(began.elapsed() * DEEP_SHARE);
+                let in_vain = choice.free.last().is_none_or(|last| *last < n_likely);
+                self.back_end.looked_deep(began, in_vain);
                 let must_go_further = !is_all && joint.ends.is_empty() && choice.free.is_empty();
                 let is_in_the_way = self.back_end.is_passed_over_again(&seen) || must_go_further;
                 let would_show_more = if is_in_the_way {
