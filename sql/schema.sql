@@ -632,13 +632,14 @@ BEGIN
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
                 inconclusive := true;
-                IF unfinished THEN
+                IF unfinished AND n_deep = 1000 THEN
                     unfinished := false;
-                    n_deep := n_deep * 10;
+                    n_deep := 10000;
                     behind := NULL;
                     for_others := NULL;
                     CONTINUE looks;
                 END IF;
+                unfinished := false;
             END IF;
         END IF;
         EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;
@@ -1067,11 +1068,14 @@ $$;
 CREATE FUNCTION millhand.unblock(handlers text[], low bigint, stragglers bigint[], OUT is_busy boolean, OUT n_own bigint, OUT n_others bigint, OUT held_up boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    has_parked boolean := false;
 BEGIN
     is_busy := NOT pg_try_advisory_xact_lock(millhand.unblocking_lock());
     IF is_busy THEN
         RETURN;
     END IF;
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     IF EXISTS (SELECT FROM millhand.parked) THEN
         WITH back AS (
             UPDATE millhand.task SET parked = false
@@ -1081,6 +1085,7 @@ BEGIN
             RETURNING position
         )
         DELETE FROM millhand.parked p USING back WHERE p.position = back.position;
+        has_parked := EXISTS (SELECT FROM millhand.parked);
     END IF;
     WITH incomplete AS MATERIALIZED (
         SELECT s.id, s.task_position, s.state, s.exclusive, s.shared
@@ -1124,7 +1129,7 @@ BEGIN
     )
     SELECT count(*) FILTER (WHERE name = ANY (handlers)),
            count(*) FILTER (WHERE name <> ALL (handlers)),
-           count(*) < (SELECT count(*) FROM free)
+           has_parked OR count(*) < (SELECT count(*) FROM free)
       INTO n_own, n_others, held_up FROM marked;
 END
 $$;
@@ -1164,9 +1169,16 @@ BEGIN
     <<looks>>
     LOOP
         FOR candidate IN
-            SELECT t.ctid AS place, t.id FROM millhand.task t
-             WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting' AND t.name = ANY (handlers)
-             ORDER BY t.position
+            -- As in_sight.
+            (SELECT t.ctid AS place, t.id FROM millhand.task t
+              WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting' AND t.name = ANY (handlers)
+                AND t.position = ANY (stragglers)
+              ORDER BY t.position)
+             UNION ALL
+            (SELECT t.ctid, t.id FROM millhand.task t
+              WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting' AND t.name = ANY (handlers)
+                AND t.position >= low
+              ORDER BY t.position)
         LOOP
             IF task_id IS NOT NULL THEN
                 more := true;
@@ -1204,7 +1216,8 @@ BEGIN
             END IF;
             -- Marked once, told once.
             is_for_others := is_for_others OR walk.n_others > 0;
-            CONTINUE WHEN walk.n_own > 0;
+            -- Another worker may have marked some since this one looked.
+            CONTINUE WHEN NOT walk.is_busy;
         END IF;
         EXIT WHEN NOT hang_bell OR bell_hung;
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
@@ -1217,8 +1230,12 @@ BEGIN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
         bell_hung := false;
     END IF;
-    -- What the ended task has freed is not marked yet.
-    wants_walk := freed <> '{}' AND NOT has_walked;
+    -- What the ended task has freed is not marked yet. And who was woken and found
+    -- something marked was woken for a walk, perhaps.
+    wants_walk := NOT has_walked
+                  AND (freed <> '{}'
+                       OR unblocks AND ended_task IS NULL AND task_id IS NOT NULL AND look_further);
+    is_for_others := is_for_others OR more AND NOT idle_siblings;
     more := more OR wants_walk AND unblocks;
     -- As in next_task, more work needs a cause of its own to be told.
     IF (is_for_others OR wants_walk AND NOT unblocks
@@ -1227,7 +1244,7 @@ BEGIN
        AND millhand.bell_hangs()
     THEN
         -- Who does not walk need not hear of what is not marked.
-        PERFORM pg_notify('millhand_wakeup', CASE WHEN wants_walk THEN 'unblock' ELSE 'handle' END);
+        PERFORM pg_notify('millhand_wakeup', CASE WHEN is_for_others THEN 'handle' ELSE 'unblock' END);
     END IF;
 END
 $$;

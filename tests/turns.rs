@@ -38,6 +38,48 @@ fn of_two_ends_at_once_one_says_to_look_again() {
     assert!(first.turn(&look).unwrap().task.is_some());
 }
 
+/// While one worker of type `pulpcore` marks what may start, another one that does not
+/// mark looks in vain, and is told to look again.
+#[test]
+fn who_looks_while_another_marks_says_to_look_again() {
+    let database = Database::new();
+    for resources in ["a", "b"] {
+        database.dispatch(&with_resources(NewTask::new("t"), resources));
+    }
+    let mut walker = Session::elder(&database, "a", true);
+    let mut auxiliary = Session::elder(&database, "b", false);
+    walker.connection.batch_execute("BEGIN").unwrap();
+    assert!(walker.turn(&Turn::default()).unwrap().task.is_some());
+    let hang = Turn { hang_bell: true, ..Turn::default() };
+    let found = auxiliary.turn(&hang).unwrap();
+    assert_eq!((found.task, found.inconclusive, found.bell_hung), (None, true, true));
+    walker.connection.batch_execute("COMMIT").unwrap();
+    let again = Turn { take_bell_down: true, hang_bell: true, ..Turn::default() };
+    assert!(auxiliary.turn(&again).unwrap().task.is_some());
+}
+
+/// A worker of type `pulpcore` that is woken because a task has ended, and finds
+/// another one marked, has not done what it was woken for: somebody else walks.
+#[test]
+fn who_finds_something_marked_leaves_the_walk_to_the_next() {
+    let database = Database::new();
+    for resources in ["a", "b", "c", "a"] {
+        database.dispatch(&with_resources(NewTask::new("t"), resources));
+    }
+    let mut sessions = ["a", "b", "c"].map(|name| Session::elder(&database, name, true));
+    let look = Turn { idle_siblings: true, ..Turn::default() };
+    let first = sessions[0].turn(&look).unwrap();
+    assert!(first.task.is_some() && first.more, "{first:?}");
+    // The fourth may start now, but the second is marked already.
+    let found = sessions[0].turn(&Turn { ended: first.task, ..look }).unwrap();
+    assert!(found.task.is_some() && found.more, "{found:?}");
+    let look = Turn { idle_siblings: true, ..Turn::default() };
+    let found = sessions[1].turn(&look).unwrap();
+    assert!(found.task.is_some() && found.more, "{found:?}");
+    let found = sessions[2].turn(&look).unwrap();
+    assert!(found.task.is_some(), "{found:?}");
+}
+
 /// Looks, deep each time; what it gets ends with its next look. Nobody wakes it
 /// and it waits for nobody, so what it misses for good, nobody finds.
 fn look_until_all_have_ended(

@@ -18,7 +18,7 @@
 -- which costs little, and that of the worker that waits for its whole process
 -- to 1,000: if it has passed over many, it parks those beyond the page, and the
 -- next look, at once, goes on from there. If it cannot, because somebody keeps
--- their blockers' rows locked, it goes ten times as far.
+-- their blockers' rows locked, it goes to 10,000.
 -- `low` and `stragglers` say where to look (in_sight).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
@@ -229,13 +229,14 @@ BEGIN
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
                 inconclusive := true;
-                IF unfinished THEN
+                IF unfinished AND n_deep = 1000 THEN
                     unfinished := false;
-                    n_deep := n_deep * 10;
+                    n_deep := 10000;
                     behind := NULL;
                     for_others := NULL;
                     CONTINUE looks;
                 END IF;
+                unfinished := false;
             END IF;
         END IF;
         EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;

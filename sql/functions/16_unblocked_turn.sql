@@ -8,7 +8,10 @@
 -- Marks the waiting tasks that no earlier incomplete task is in the way of.
 -- `n_own` and `n_others`: how many it marked, with one of these handlers and without.
 -- `is_busy`: nothing was done, because another worker is at it just now.
--- `held_up`: somebody keeps the row of one locked that is to be marked.
+-- `held_up`: somebody keeps the row of one locked that is to be marked, or to come back.
+--
+-- Marking is told like a dispatch: who looks meanwhile, but does not walk itself, looks
+-- again.
 --
 -- Why a marked task may start, whenever somebody comes to take it, is said in
 -- next_task: one query reads the incomplete tasks in one snapshot, and each of
@@ -22,11 +25,14 @@ CREATE OR REPLACE FUNCTION millhand.unblock(
     OUT is_busy boolean, OUT n_own bigint, OUT n_others bigint, OUT held_up boolean
 )
 LANGUAGE plpgsql AS $$
+DECLARE
+    has_parked boolean := false;
 BEGIN
     is_busy := NOT pg_try_advisory_xact_lock(millhand.unblocking_lock());
     IF is_busy THEN
         RETURN;
     END IF;
+    PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
     IF EXISTS (SELECT FROM millhand.parked) THEN
         WITH back AS (
             UPDATE millhand.task SET parked = false
@@ -36,6 +42,7 @@ BEGIN
             RETURNING position
         )
         DELETE FROM millhand.parked p USING back WHERE p.position = back.position;
+        has_parked := EXISTS (SELECT FROM millhand.parked);
     END IF;
     WITH incomplete AS MATERIALIZED (
         SELECT s.id, s.task_position, s.state, s.exclusive, s.shared
@@ -79,7 +86,7 @@ BEGIN
     )
     SELECT count(*) FILTER (WHERE name = ANY (handlers)),
            count(*) FILTER (WHERE name <> ALL (handlers)),
-           count(*) < (SELECT count(*) FROM free)
+           has_parked OR count(*) < (SELECT count(*) FROM free)
       INTO n_own, n_others, held_up FROM marked;
 END
 $$;
@@ -90,7 +97,7 @@ $$;
 -- What is marked goes first; who finds nothing walks. So while there is enough that
 -- is marked, nobody walks, and one walk is for all that has ended until then. An end
 -- may have freed something that an idle worker should start: `more` wakes one,
--- which walks if it has to.
+-- which walks if it has to, and if it need not, leaves that to the next one.
 CREATE OR REPLACE FUNCTION millhand.unblocked_turn(
     worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[],
     ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text,
@@ -134,9 +141,16 @@ BEGIN
     <<looks>>
     LOOP
         FOR candidate IN
-            SELECT t.ctid AS place, t.id FROM millhand.task t
-             WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting' AND t.name = ANY (handlers)
-             ORDER BY t.position
+            -- As in_sight.
+            (SELECT t.ctid AS place, t.id FROM millhand.task t
+              WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting' AND t.name = ANY (handlers)
+                AND t.position = ANY (stragglers)
+              ORDER BY t.position)
+             UNION ALL
+            (SELECT t.ctid, t.id FROM millhand.task t
+              WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting' AND t.name = ANY (handlers)
+                AND t.position >= low
+              ORDER BY t.position)
         LOOP
             IF task_id IS NOT NULL THEN
                 more := true;
@@ -174,7 +188,8 @@ BEGIN
             END IF;
             -- Marked once, told once.
             is_for_others := is_for_others OR walk.n_others > 0;
-            CONTINUE WHEN walk.n_own > 0;
+            -- Another worker may have marked some since this one looked.
+            CONTINUE WHEN NOT walk.is_busy;
         END IF;
         EXIT WHEN NOT hang_bell OR bell_hung;
         PERFORM pg_advisory_lock_shared(millhand.bell_lock());
@@ -187,8 +202,12 @@ BEGIN
         PERFORM pg_advisory_unlock_shared(millhand.bell_lock());
         bell_hung := false;
     END IF;
-    -- What the ended task has freed is not marked yet.
-    wants_walk := freed <> '{}' AND NOT has_walked;
+    -- What the ended task has freed is not marked yet. And who was woken and found
+    -- something marked was woken for a walk, perhaps.
+    wants_walk := NOT has_walked
+                  AND (freed <> '{}'
+                       OR unblocks AND ended_task IS NULL AND task_id IS NOT NULL AND look_further);
+    is_for_others := is_for_others OR more AND NOT idle_siblings;
     more := more OR wants_walk AND unblocks;
     -- As in next_task, more work needs a cause of its own to be told.
     IF (is_for_others OR wants_walk AND NOT unblocks
@@ -197,7 +216,7 @@ BEGIN
        AND millhand.bell_hangs()
     THEN
         -- Who does not walk need not hear of what is not marked.
-        PERFORM pg_notify('millhand_wakeup', CASE WHEN wants_walk THEN 'unblock' ELSE 'handle' END);
+        PERFORM pg_notify('millhand_wakeup', CASE WHEN is_for_others THEN 'handle' ELSE 'unblock' END);
     END IF;
 END
 $$;

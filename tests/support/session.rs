@@ -1,6 +1,7 @@
 //! A worker without a process: the test takes its turns, with the program's own
 //! statements.
 
+use postgres::types::ToSql;
 use postgres::{Client, Error, Row};
 
 use super::database::Database;
@@ -9,6 +10,14 @@ pub(crate) struct Session {
     pub(crate) connection: Client,
     worker: i64,
     name: String,
+    way: Way,
+}
+
+/// The worker type, and for `pulpcore` whether it marks what may start.
+#[derive(Clone, Copy)]
+enum Way {
+    Postgres,
+    Pulpcore { unblocks: bool },
 }
 
 /// A turn as the program would ask for it; by default, of a worker that ended
@@ -42,6 +51,7 @@ impl Default for Turn<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) task: Option<i64>,
+    pub(crate) more: bool,
     pub(crate) inconclusive: bool,
     pub(crate) bell_hung: bool,
 }
@@ -49,6 +59,19 @@ pub(crate) struct Found {
 impl Session {
     /// A worker of this name, which is that of its process, too.
     pub(crate) fn new(database: &Database, name: &str) -> Session {
+        Session::of_type(database, name, Way::Postgres)
+    }
+
+    /// The same of type `pulpcore`; an auxiliary one does not unblock.
+    pub(crate) fn elder(database: &Database, name: &str, unblocks: bool) -> Session {
+        Session::of_type(database, name, Way::Pulpcore { unblocks })
+    }
+
+    fn of_type(database: &Database, name: &str, way: Way) -> Session {
+        let worker_type = match way {
+            Way::Postgres => "postgres",
+            Way::Pulpcore { .. } => "pulpcore",
+        };
         let mut connection = database.connect();
         connection.batch_execute(include_str!("../../sql/queries/worker_session.sql")).unwrap();
         let hour = 3600.0_f64;
@@ -57,7 +80,7 @@ impl Session {
                 include_str!("../../sql/queries/register_worker.sql"),
                 &[
                     &name,
-                    &"postgres",
+                    &worker_type,
                     &name,
                     &"h",
                     &1_i32,
@@ -69,34 +92,40 @@ impl Session {
             )
             .unwrap()
             .get(0);
-        Session { connection, worker, name: name.to_owned() }
+        Session { connection, worker, name: name.to_owned(), way }
     }
 
     /// Takes a turn and wants another task.
     pub(crate) fn turn(&mut self, turn: &Turn<'_>) -> Result<Found, Error> {
-        let row = self.connection.query_one(
-            include_str!("../../sql/queries/next_task.sql"),
-            &[
-                &self.worker,
-                &self.name,
-                &turn.handlers,
-                &turn.low,
-                &turn.stragglers,
-                &turn.ended,
-                &"completed",
-                &None::<serde_json::Value>,
-                &None::<&str>,
-                &None::<&str>,
-                &true,
-                &turn.idle_siblings,
-                &turn.take_bell_down,
-                &turn.hang_bell,
-            ],
-        )?;
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
+            &self.worker,
+            &self.name,
+            &turn.handlers,
+            &turn.low,
+            &turn.stragglers,
+            &turn.ended,
+            &"completed",
+            &None::<serde_json::Value>,
+            &None::<&str>,
+            &None::<&str>,
+            &true,
+            &turn.idle_siblings,
+            &turn.take_bell_down,
+            &turn.hang_bell,
+        ];
+        let statement = match &self.way {
+            Way::Postgres => include_str!("../../sql/queries/next_task.sql"),
+            Way::Pulpcore { unblocks } => {
+                parameters.push(unblocks);
+                include_str!("../../sql/queries/unblocked_turn.sql")
+            }
+        };
+        let row = self.connection.query_one(statement, &parameters)?;
         let flag = |row: &Row, name: &str| row.get::<_, Option<bool>>(name).unwrap_or(false);
         assert_ne!(row.get::<_, Option<bool>>("owned"), Some(false), "its task was taken away");
         Ok(Found {
             task: row.get("task_id"),
+            more: flag(&row, "more"),
             inconclusive: flag(&row, "inconclusive"),
             bell_hung: flag(&row, "bell_hung"),
         })
