@@ -98,8 +98,9 @@ pub(crate) trait BackEnd: Send + Sync {
     /// How many turns were begun so far.
     fn n_turns(&self) -> u64;
 
-    /// Workers that are missing have just been settled, if there were any.
-    fn swept(&self);
+    /// Sees to it that no lock stays that nobody holds. It is time to, and workers that
+    /// are missing have just been settled.
+    fn tidy_up(&self);
 }
 
 /// A worker's hold on the lock back end, under one worker id. Dropping it lets

@@ -14,8 +14,9 @@ use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
 
-/// How often a process looks for what it may have missed while tasks end by the hundred: looks walk over the remains of all
-/// that has ended since the last poll but one, if they cannot be cleaned away.
+/// How often a process looks for what it may have missed while tasks end by the
+/// hundred: looks walk over the remains of all that has ended since the last poll but
+/// one, if they cannot be cleaned away.
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const BUSY_TURNS: u64 = 100;
 /// How soon a lost connection is tried again.
@@ -137,7 +138,9 @@ impl Housekeeper<'_> {
                 .client
                 .execute(&session.sweep, &[])
                 .map_err(|error| Error::postgres("could not sweep missing workers", error))?;
-            self.shared.back_end.swept();
+        }
+        if beats {
+            self.shared.back_end.tidy_up();
         }
         Ok(())
     }

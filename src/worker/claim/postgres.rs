@@ -150,8 +150,8 @@ impl BackEnd for PostgresBackEnd {
         self.crew.n_turns()
     }
 
-    fn swept(&self) {
-        // Their locks went with their sessions.
+    fn tidy_up(&self) {
+        // Locks go with their sessions.
     }
 }
 

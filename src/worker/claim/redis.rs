@@ -179,7 +179,8 @@ impl RedisBackEnd {
     fn looked_deep(&self, began: Instant, in_vain: bool) {
         let (cost, now) = (began.elapsed(), Instant::now());
         let share = if in_vain { find::DEEP_SHARE_IN_VAIN } else { find::DEEP_SHARE };
-        self.ledger().next_deep_look = Some((now + cost * find::DEEP_SHARE, now + cost * share));
+        let after = |share| now + (cost * share).min(find::LAST_DEEP_PAUSE);
+        self.ledger().next_deep_look = Some((after(find::DEEP_SHARE), after(share)));
     }
 
     /// Whether deep looks have passed over the same tasks again and again.
@@ -289,7 +290,7 @@ impl BackEnd for RedisBackEnd {
         self.desk.n_turns()
     }
 
-    fn swept(&self) {
+    fn tidy_up(&self) {
         self.want_audit();
         self.ring();
     }
@@ -334,7 +335,8 @@ impl Claims for RedisClaims<'_> {
                     shared.control.stop(Shutdown::Drain);
                 }
             };
-            let ended = ended.map(|ended| (ended, wanted));
+            // It may have been told to take nothing new while an end was held up.
+            let ended = ended.map(|ended| (ended, wanted && !inbox.is_draining()));
             let leader = &mut self.leader;
             match back_end.desk.attend(&self.hand, inbox, ended, leader, &mut resting) {
                 Answer::Turn(turn) => return Ok(turn),

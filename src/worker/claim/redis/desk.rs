@@ -89,6 +89,8 @@ pub(super) struct Done {
     pub(super) unfinished: bool,
     /// Whether more could start than there were workers.
     pub(super) more: bool,
+    /// Whether it could not look at all.
+    pub(super) failed: bool,
 }
 
 /// Does what a turn is about.
@@ -134,6 +136,8 @@ struct State {
     under_way: bool,
     /// Whether there may be something that no look has seen: somebody rang.
     unseen: bool,
+    /// The same, because a turn failed: for whoever comes next, and not at once.
+    unseen_yet: bool,
     /// Whether tasks have ended since the last look, or more could start than there
     /// were workers.
     more: bool,
@@ -159,6 +163,7 @@ impl Desk {
                 idle: Vec::new(),
                 under_way: false,
                 unseen: true,
+                unseen_yet: false,
                 more: false,
                 conclusive: false,
                 n_turns: 0,
@@ -206,6 +211,7 @@ impl Desk {
         let index = hand.index;
         let mut leads = {
             let mut state = self.lock();
+            state.unseen |= std::mem::take(&mut state.unseen_yet);
             match ended {
                 Some((ended, wanted)) => {
                     state.seats[index] = Seat::Waiting;
@@ -245,7 +251,8 @@ impl Desk {
         loop {
             let joint = self.lock().gather(index);
             let abandoned = Abandoned { desk: self, joint: &joint };
-            let Done { fates, mut started, conclusive, unfinished, more } = lead.take_turn(&joint);
+            let Done { fates, mut started, conclusive, unfinished, more, failed } =
+                lead.take_turn(&joint);
             std::mem::forget(abandoned);
             let mut told = Vec::new();
             {
@@ -284,6 +291,7 @@ impl Desk {
                 }
                 state.conclusive = conclusive;
                 state.unseen |= unfinished;
+                state.unseen_yet |= failed;
                 state.more |= more || has_ended;
             }
             for told in told.into_iter().filter(|told| *told != index) {

@@ -22,6 +22,7 @@ use crate::worker::Sight;
 const PAGE: usize = 20;
 const PAGE_FOR_EACH: usize = 3;
 const DEEP_PAGE: usize = 1000;
+const DEEPEST_PAGE: usize = 10_000;
 /// What deep looks pass over again and again beyond this place is parked.
 pub(super) const KEPT_IN_SIGHT: usize = 100;
 /// How often. To park a task and to bring it back costs the database as much as
@@ -32,14 +33,17 @@ pub(super) const TOO_OFTEN: usize = 8;
 /// that as long as nobody rings and they find nothing that the first page did not show.
 pub(super) const DEEP_SHARE: u32 = 10;
 pub(super) const DEEP_SHARE_IN_VAIN: u32 = 4 * DEEP_SHARE;
+/// They come again after this time, however long they take.
+pub(super) const LAST_DEEP_PAUSE: Duration = Duration::from_secs(1);
 /// For how long turns go on from what one look has shown, if they end tasks and
-/// nobody rang: at least, and if looks take more than this part of the time. What they
-/// do themselves they know, and what others do meanwhile only makes tasks look blocked,
-/// or waiting, that are not any more; each start makes sure of that. So this is how
-/// much later a task may start for which the last thing in its way ended in another
-/// process.
-const MAX_AGE: Duration = Duration::from_millis(10);
+/// nobody rang: looks take this part of the time at most, but for the least and the most
+/// of that. What they do themselves they know, and what others do meanwhile only makes
+/// tasks look blocked, or waiting, that are not any more; each start makes sure of that.
+/// So this is how much later a task may start for which the last thing in its way ended
+/// in another process.
+const FIRST_AGE: Duration = Duration::from_millis(10);
 const LOOK_SHARE: u32 = 20;
+const LAST_AGE: Duration = Duration::from_millis(100);
 /// What a look showed, and what this process has done since.
 pub(super) struct Window {
     pub(super) seen: Vec<Seen>,
@@ -56,7 +60,7 @@ impl Window {
     fn new(mut seen: Vec<Seen>, began: Instant, is_all: bool, n: usize) -> Window {
         let is_all = is_all && seen.len() <= n;
         seen.truncate(n);
-        let good_until = began + MAX_AGE.max(began.elapsed() * LOOK_SHARE);
+        let good_until = began + (began.elapsed() * LOOK_SHARE).clamp(FIRST_AGE, LAST_AGE);
         Window { n_seen: seen.len(), seen, good_until, is_all }
     }
 
@@ -195,9 +199,9 @@ impl Leader<'_> {
                 } else {
                     joint.ends.is_empty()
                 };
-                if must_go_further && !would_show_more {
+                if must_go_further && !would_show_more && page < DEEPEST_PAGE {
                     // Somebody keeps the rows of their blockers locked.
-                    page *= 10;
+                    page = DEEPEST_PAGE;
                     continue;
                 }
                 unfinished = !is_all && would_show_more;

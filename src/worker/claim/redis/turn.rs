@@ -173,7 +173,7 @@ impl<'a> Leader<'a> {
             self.back_end.let_go(lock.task);
         }
         let mut failure = Failure::of(&session.client, error);
-        let mut done = Done::default();
+        let mut done = Done { failed: true, ..Done::default() };
         if failure.in_doubt {
             // Those who had nothing to end may have a task now.
             for (_, hand) in given {
@@ -230,7 +230,8 @@ impl Lead for Leader<'_> {
             Err(error) => {
                 let failure = Failure { error, in_doubt: false };
                 let fates = joint.ends.iter().map(|_| Fate::Failed(failure.copy())).collect();
-                Done { fates, started: told_to_one(joint, failure), ..Done::default() }
+                let started = told_to_one(joint, failure);
+                Done { fates, started, failed: true, ..Done::default() }
             }
         }
     }
