@@ -52,7 +52,7 @@ struct Measured {
 pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCode, Failure> {
     let types = match load.worker_type {
         Some(worker_type) => vec![worker_type],
-        None => vec![WorkerType::Postgres, WorkerType::Redis],
+        None => vec![WorkerType::Pulpcore, WorkerType::Postgres, WorkerType::Redis],
     };
     let mut limits = Limits::default();
     let mut fleets: Vec<Measured> = types.into_iter().map(Measured::new).collect();
@@ -282,7 +282,12 @@ impl Line {
 fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
     use Budget::{AtLeast, Below};
     let is_redis = fleet.worker_type == WorkerType::Redis;
-    let elder = all.iter().find(|other| other.worker_type == WorkerType::Postgres);
+    let is_postgres = fleet.worker_type == WorkerType::Postgres;
+    let other = |worker_type| {
+        all.iter().find(|of| of.worker_type == worker_type && fleet.worker_type != worker_type)
+    };
+    let postgres = other(WorkerType::Postgres).filter(|_| is_redis);
+    let pulpcore = other(WorkerType::Pulpcore);
     let line = |name, what, value, budget| Line { name, what, value, budget };
     // Round by round: the machine's speed drifts.
     let ratio = |above: &Series, below: &Series| {
@@ -298,14 +303,14 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
             "drain_8_ratio",
             "  of the limit",
             ratio(&rate_8, &limits.limit),
-            (!is_redis).then_some(AtLeast(0.8)),
+            is_postgres.then_some(AtLeast(0.8)),
         ),
         line("drain_80_per_second", "drain, 80 threads, tasks/s", median(&rate_many), None),
         line(
             "drain_80_ratio",
             "  of 8 threads",
             ratio(&rate_many, &rate_8),
-            (!is_redis).then_some(AtLeast(0.8)),
+            is_postgres.then_some(AtLeast(0.8)),
         ),
         line(
             "drain_80_of_limit",
@@ -321,14 +326,14 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
             is_redis.then_some(AtLeast(4.0)),
         ),
     ];
-    if let Some(elder) = elder.filter(|_| is_redis) {
-        let (elder_8, elder_many) = (rates(&elder.drain_8), rates(&elder.drain_many));
-        let best: Series = elder_8.iter().zip(&elder_many).map(|(a, b)| a.max(*b)).collect();
+    if let Some(postgres) = postgres {
+        let (of_8, of_many) = (rates(&postgres.drain_8), rates(&postgres.drain_many));
+        let best: Series = of_8.iter().zip(&of_many).map(|(a, b)| a.max(*b)).collect();
         lines.extend([
             line(
                 "drain_8_of_postgres",
                 "drain, 8 threads, of postgres",
-                ratio(&rate_8, &elder_8),
+                ratio(&rate_8, &of_8),
                 Some(AtLeast(0.8)),
             ),
             line(
@@ -338,6 +343,14 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
                 Some(AtLeast(2.3)),
             ),
         ]);
+    }
+    if let Some(pulpcore) = pulpcore {
+        lines.push(line(
+            "drain_80_of_pulpcore",
+            "drain, 80 threads, of pulpcore",
+            ratio(&rate_many, &rates(&pulpcore.drain_many)),
+            is_redis.then_some(AtLeast(2.3)),
+        ));
     }
     for (drains, names) in [(&fleet.drain_8, PER_TASK_8), (&fleet.drain_many, PER_TASK_80)] {
         for (name, what, figure) in names {
@@ -472,6 +485,10 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
         ),
         line("idle_memory_mib", "memory of 80 threads, MiB", once("memory"), Some(Below(80.0))),
     ]);
+    if fleet.worker_type == WorkerType::Pulpcore {
+        // It is here to be compared with.
+        lines.iter_mut().for_each(|line| line.budget = None);
+    }
     lines
 }
 
