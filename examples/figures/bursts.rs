@@ -31,6 +31,7 @@ pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
         format!("--tasks {} --seconds {} --resources 128 --pick 2", size.n_tasks, size.seconds);
     let mut groups = Vec::new();
     for repeat in 1..=size.n_repeats {
+        let mut at_once = Vec::new();
         for n in size.threads {
             let run = |look: &Look| {
                 let mut arguments = vec!["burst".to_owned()];
@@ -50,10 +51,13 @@ pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
             };
             let runs = LOOKS.iter().map(run);
             if *n <= together {
-                groups.push(runs.collect());
+                at_once.extend(runs);
             } else {
                 groups.extend(runs.map(|run| vec![run]));
             }
+        }
+        if !at_once.is_empty() {
+            groups.push(at_once);
         }
     }
     let threads = size.threads.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");

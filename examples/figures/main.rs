@@ -47,7 +47,7 @@ struct Args {
     /// Write CSV, SVG and PNG into DIR (default: the folder of this example)
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Measure bursts of N threads at most at once for all types; 0 for one after the other
+    /// Measure bursts of up to N threads at once, which mostly sleep; 0 for none
     #[arg(long, value_name = "N", default_value_t = 4)]
     together: u32,
 }

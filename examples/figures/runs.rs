@@ -12,9 +12,10 @@ use crate::progress::Progress;
 use crate::table::Table;
 use crate::{Outcome, machine};
 
-/// Between the starts of runs that go on at once: a bench takes 3 s at most to start its
-/// servers, and has dispatched a burst after one more.
-const STAGGER: Duration = Duration::from_secs(4);
+/// Between the starts of runs that go on at once: a bench has started its servers and
+/// dispatched a burst after some 4 s, and what a new server writes to the disk holds up
+/// the commits of others for some seconds more.
+const STAGGER: Duration = Duration::from_secs(12);
 
 /// What a figure is drawn from.
 #[derive(Debug)]
