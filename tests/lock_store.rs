@@ -434,3 +434,36 @@ fn what_waits_for_a_task_whose_end_was_held_up_starts_right_after_it() {
     worker.stop(Signal::TERM);
     assert_clean(&database, &workshop);
 }
+
+/// Somebody keeps the row of a task locked that has ended, and its worker is told to
+/// take nothing new: it does not, when the end can be stored at last.
+#[test]
+fn a_worker_that_drains_while_an_end_is_held_up_takes_nothing_new() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let mut worker = workshop.worker("redis", &[]);
+    let first = database.dispatch(&gate_task(&workshop, "gate", "a").exclusive("r"));
+    let second = database.dispatch(&NewTask::new("millhand.noop").exclusive("r"));
+    workshop.wait_at_gate(&database, "a");
+    let mut other = database.connect();
+    let mut open = other.transaction().unwrap();
+    client::cancel(&mut open, first).unwrap();
+    let n_calls = || workshop.redis.calls().get("evalsha").copied().unwrap_or(0);
+    let before = n_calls();
+    workshop.open_gate("a");
+    wait_until(&database, "the end is held up", SOON, || {
+        let n = n_calls() - before;
+        if n > 2 { Ok(()) } else { Err(n) }
+    });
+    worker.signal(Signal::TERM);
+    wait_until(&database, "the worker drains", SOON, || {
+        let stderr = worker.stderr();
+        if stderr.contains("taking nothing new") { Ok(()) } else { Err(stderr) }
+    });
+    open.rollback().unwrap();
+    assert!(worker.wait(SOON).success());
+    assert_eq!(database.task(first).state, TaskState::Completed);
+    assert_eq!(database.task(second).state, TaskState::Waiting);
+    client::cancel(&mut database.connect(), second).unwrap();
+    assert_clean(&database, &workshop);
+}
