@@ -88,14 +88,13 @@ pub(super) fn command_overhead(url: &str, client: &mut Client, load: &Load) -> R
     Ok((as_tasks - bare) * 1e3 / N_COMMANDS as f64)
 }
 
-/// How long 256 tasks of half a second on 2 of 128 resources take on 32
-/// threads, as a multiple of what an ideal scheduler needs for the same.
+/// How long 256 tasks of half a second on 2 of 128 resources take, as a multiple of
+/// what an ideal scheduler needs for the same on as many threads.
 pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result<f64, Error> {
-    const THREADS: usize = 32;
     const SECONDS: f64 = 0.5;
     let tasks: Vec<NewTask> =
         (0..256).map(|_| load.task("millhand.sleep").args(json!({ "seconds": SECONDS }))).collect();
-    let mut fleet = Fleet::start(url, &Load { threads: THREADS, ..load.clone() })?;
+    let mut fleet = Fleet::start(url, load)?;
     fleet.wait_until_online(client)?;
     let mut meter = Meter::start(client, load, Some(&fleet))?;
     client::dispatch_many(client, &tasks)?;
@@ -104,7 +103,7 @@ pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
     clear(client)?;
-    Ok(super::suite::number(&figures, "seconds") / (ideal_rounds(&tasks, THREADS) * SECONDS))
+    Ok(super::suite::number(&figures, "seconds") / (ideal_rounds(&tasks, load.threads) * SECONDS))
 }
 
 /// How many times the length of a task an ideal scheduler needs that keeps the

@@ -20,7 +20,8 @@ const ROUNDS: usize = 3;
 const CLIENTS: &str = "8";
 /// Seconds of each run of pgbench.
 const PGBENCH_SECONDS: &str = "4";
-/// Threads of the large fleet.
+/// Threads of the small fleet, and of the large one.
+const FEW: usize = 8;
 const MANY: usize = 80;
 
 /// A figure over the rounds.
@@ -146,7 +147,7 @@ impl Measured {
         let many = Load { threads: MANY, ..one.clone() };
         let free = Load { pick: 0, ..many.clone() };
         for (what, load, series) in [
-            ("8 threads", Load { threads: 8, ..one }, &mut self.drain_8),
+            ("8 threads", Load { threads: FEW, ..one }, &mut self.drain_8),
             ("80 threads", many.clone(), &mut self.drain_many),
             ("80 threads, no resources", free, &mut self.drain_free),
         ] {
@@ -175,24 +176,30 @@ impl Measured {
 
     fn measure_once(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
         let one = self.load(load);
-        let many = Load { threads: MANY, ..one.clone() };
+        let with = |threads| Load { threads, ..one.clone() };
         let mut note = |name: &str, figure: f64| self.single.insert(name.to_owned(), json!(figure));
-        for (threads, load) in [(1, Load { threads: 1, ..one.clone() }), (MANY, many.clone())] {
-            let pickup = measure(What::Pickup, url, client, &load)?;
+        for threads in [1, FEW, MANY] {
+            let pickup = measure(What::Pickup, url, client, &with(threads))?;
             for figure in ["pickup_p50_ms", "pickup_p99_ms", "insert_p50_ms"] {
                 note(&format!("{figure}_{threads}"), number(&pickup, figure));
             }
         }
-        let idle = measure(What::Idle, url, client, &many)?;
-        note("statements", number(&idle, "statements_per_second"));
-        note("cpu", number(&idle, "worker_cpu_percent") + number(&idle, "postgres_cpu_percent"));
-        note("memory", number(&idle, "worker_memory_mib"));
+        for threads in [FEW, MANY] {
+            let idle = measure(What::Idle, url, client, &with(threads))?;
+            let cpu = number(&idle, "worker_cpu_percent") + number(&idle, "postgres_cpu_percent");
+            note(&format!("statements_{threads}"), number(&idle, "statements_per_second"));
+            note(&format!("cpu_{threads}"), cpu);
+            note(&format!("memory_{threads}"), number(&idle, "worker_memory_mib"));
+        }
         let cancels = single::cancels(url, client, &one)?;
         note("cancel_p50_ms", percentile(&cancels, 0.5));
         note("cancel_max_ms", percentile(&cancels, 1.0));
         note("kill_max_ms", percentile(&single::kills(url, client, &one)?, 1.0));
         note("command_overhead_ms", single::command_overhead(url, client, &one)?);
-        note("burst_ratio", single::burst_ratio(url, client, &one)?);
+        for threads in [FEW, 32, MANY] {
+            let ratio = single::burst_ratio(url, client, &with(threads))?;
+            note(&format!("burst_ratio_{threads}"), ratio);
+        }
         let depth = measure(What::Depth, url, client, &one)?;
         for figure in ["old_transaction_ratio", "blocked_ratio", "backlog_ratio"] {
             note(figure, number(&depth, figure));
@@ -411,6 +418,18 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
             Some(Below(2.5)),
         ),
         line(
+            "pickup_8_p50_ms",
+            "pickup p50, 8 threads, ms",
+            once("pickup_p50_ms_8"),
+            Some(Below(0.7)),
+        ),
+        line(
+            "pickup_8_p99_ms",
+            "pickup p99, 8 threads, ms",
+            once("pickup_p99_ms_8"),
+            Some(Below(2.5)),
+        ),
+        line(
             "pickup_80_p50_ms",
             "pickup p50, 80 threads, ms",
             once("pickup_p50_ms_80"),
@@ -447,11 +466,13 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
             Some(Below(2.0)),
         ),
         line(
-            "burst_ratio",
-            "burst of 256 x 0.5 s, 32 threads, of the ideal",
-            once("burst_ratio"),
+            "burst_ratio_8",
+            "burst of 256 x 0.5 s, 8 threads, of the ideal",
+            once("burst_ratio_8"),
             Some(Below(1.1)),
         ),
+        line("burst_ratio_32", "  32 threads", once("burst_ratio_32"), Some(Below(1.1))),
+        line("burst_ratio_80", "  80 threads", once("burst_ratio_80"), Some(Below(1.1))),
         line(
             "old_transaction_ratio",
             "a task beside an old transaction, of one without",
@@ -471,19 +492,31 @@ fn lines(fleet: &Measured, all: &[Measured], limits: &Limits) -> Vec<Line> {
             Some(Below(1.5)),
         ),
         line(
-            "idle_statements_per_second",
-            "idle, 80 threads: statements/s",
-            once("statements"),
+            "idle_8_statements_per_second",
+            "idle, 8 threads: statements/s",
+            once("statements_8"),
             Some(Below(2.0)),
         ),
-        line("idle_cpu_percent", "idle, 80 threads: % of a core", once("cpu"), Some(Below(0.5))),
+        line("idle_8_cpu_percent", "  % of a core", once("cpu_8"), Some(Below(0.5))),
+        line(
+            "idle_80_statements_per_second",
+            "idle, 80 threads: statements/s",
+            once("statements_80"),
+            Some(Below(2.0)),
+        ),
+        line("idle_80_cpu_percent", "  % of a core", once("cpu_80"), Some(Below(0.5))),
         line(
             "memory_8_mib",
             "memory of 8 threads after a drain, MiB",
             median(&series(&fleet.drain_8, "worker_memory_mib")),
             Some(Below(30.0)),
         ),
-        line("idle_memory_mib", "memory of 80 threads, MiB", once("memory"), Some(Below(80.0))),
+        line(
+            "idle_80_memory_mib",
+            "memory of 80 threads, MiB",
+            once("memory_80"),
+            Some(Below(80.0)),
+        ),
     ]);
     if fleet.worker_type == WorkerType::Pulpcore {
         // It is here to be compared with.
