@@ -181,10 +181,12 @@ impl Leader<'_> {
             let in_vain = self.back_end.leave_out_vain(&seen, &mut choice.free);
             let is_all = rows.len() < limit as usize;
             let is_enough = choice.free.len() >= n;
-            // The first turn that ends nothing looks deep.
-            let may_look_deep = joint.ends.is_empty() || self.back_end.may_look_deep(joint);
+            // A turn that ends nothing looks deep, but not at once after one that did: what
+            // that has started may have ended by then, and more is free near by.
+            let ends_nothing = joint.ends.is_empty() && !joint.follows_up;
+            let may_look_deep = ends_nothing || self.back_end.may_look_deep(joint);
             let is_deep = may_look_deep && !is_enough && !(is_all && seen.len() <= KEPT_IN_SIGHT);
-            let mut unfinished = false;
+            let mut unfinished = joint.follows_up && joint.ends.is_empty() && !is_enough && !is_all;
             if is_deep {
                 if page < DEEP_PAGE && !is_all {
                     page = DEEP_PAGE;
@@ -192,7 +194,7 @@ impl Leader<'_> {
                 }
                 let in_vain = choice.free.last().is_none_or(|last| *last < n_likely);
                 self.back_end.looked_deep(began, in_vain);
-                let must_go_further = !is_all && joint.ends.is_empty() && choice.free.is_empty();
+                let must_go_further = !is_all && ends_nothing && choice.free.is_empty();
                 let is_in_the_way = self.back_end.is_passed_over_again(&seen) || must_go_further;
                 let would_show_more = if is_in_the_way {
                     self.park(session, &sight, &seen, &choice)?
