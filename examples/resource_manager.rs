@@ -90,7 +90,9 @@ const END: &str = "
 
 const RELEASE: &str = "DELETE FROM resource_manager.reserved WHERE task = $1";
 
-const REGISTER: &str = "SELECT millhand.register_worker($1, 'resource-manager', $2, '', 0, '10 minutes', NULL, NULL, NULL)";
+const REGISTER: &str = "
+    SELECT millhand.register_worker(
+        $1, 'resource-manager', $2, '', 0, '10 minutes', NULL, NULL, NULL)";
 
 /// What the manager and its workers share.
 #[derive(Clone)]

@@ -467,3 +467,39 @@ fn a_worker_that_drains_while_an_end_is_held_up_takes_nothing_new() {
     client::cancel(&mut database.connect(), second).unwrap();
     assert_clean(&database, &workshop);
 }
+
+/// What the end of a task frees far behind, where this process has no handler for it, is
+/// told to those who have one. (Nobody looks by himself.)
+#[test]
+fn what_is_freed_far_behind_is_told_to_those_who_have_the_handler() {
+    let database = Database::new();
+    let workshop = Workshop::new(&database, GATE_HANDLERS);
+    let elsewhere = Workshop::new(&database, "[handlers.elsewhere]\ncommand = [\"true\"]\n");
+    let start = |its: &Workshop, threads: &str| {
+        let mut command = its.millhand(["worker", "--type", "redis", "--threads", threads]);
+        command.env("MILLHAND_POLL_INTERVAL", "1h").env("MILLHAND_TTL", "10h");
+        command.env("MILLHAND_REDIS_PREFIX", &workshop.redis.prefix);
+        WorkerProcess::start(command)
+    };
+    let first = database.dispatch(&gate_task(&workshop, "gate", "first").exclusive("f"));
+    let long = database.dispatch(&gate_task(&workshop, "gate", "long").exclusive("x"));
+    // More than a look shows at first, and too few to be parked.
+    for _ in 0..60 {
+        database.dispatch(&NewTask::new("millhand.noop").exclusive("x"));
+    }
+    let far = database.dispatch(&NewTask::new("elsewhere").exclusive("f"));
+    let workers = [start(&workshop, "2"), start(&elsewhere, "1")];
+    database.wait_for_workers(3);
+    workshop.wait_at_gate(&database, "first");
+    workshop.wait_at_gate(&database, "long");
+    workshop.open_gate("first");
+    database.wait_for_state(first, TaskState::Completed);
+    database.wait_for_state(far, TaskState::Completed);
+    workshop.open_gate("long");
+    database.wait_for_state(long, TaskState::Completed);
+    database.wait_for_all_final();
+    for worker in workers {
+        worker.stop(Signal::TERM);
+    }
+    assert_clean(&database, &workshop);
+}

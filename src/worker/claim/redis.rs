@@ -171,7 +171,7 @@ impl RedisBackEnd {
     fn may_look_deep(&self, joint: &Joint) -> bool {
         let next = self.ledger().next_deep_look;
         next.is_none_or(|(rung, not_rung)| {
-            Instant::now() >= if joint.must_look { rung } else { not_rung }
+            Instant::now() >= if joint.unseen { rung } else { not_rung }
         })
     }
 

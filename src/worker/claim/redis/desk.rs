@@ -45,9 +45,9 @@ pub(super) struct Joint {
     pub(super) ends: Vec<End>,
     /// The one to be given a task first, first.
     pub(super) idle: Vec<Hand>,
-    /// Whether there may be something that no earlier look has seen.
-    pub(super) must_look: bool,
-    /// Whether it is what a turn before it left to do.
+    /// Whether somebody rang, or the look of the turn before did not see all.
+    pub(super) unseen: bool,
+    /// Whether it is what a turn that ended tasks left to do.
     pub(super) follows_up: bool,
 }
 
@@ -55,6 +55,11 @@ impl Joint {
     /// Whom to give tasks to: first those who are awake.
     pub(super) fn hands(&self) -> impl Iterator<Item = &Hand> {
         self.ends.iter().filter(|end| end.wanted).map(|end| &end.hand).chain(&self.idle)
+    }
+
+    /// Whether there may be something that no earlier look has seen.
+    pub(super) fn must_look(&self) -> bool {
+        self.unseen || self.ends.is_empty()
     }
 }
 
@@ -254,6 +259,8 @@ impl Desk {
             let Done { fates, mut started, conclusive, unfinished, more, failed } =
                 lead.take_turn(&joint);
             std::mem::forget(abandoned);
+            // Until it has been seen to: others may have to be told of what is found then.
+            let leaves_rest = joint.follows_up && unfinished;
             let mut told = Vec::new();
             {
                 let mut state = self.lock();
@@ -292,7 +299,7 @@ impl Desk {
                 state.conclusive = conclusive;
                 state.unseen |= unfinished;
                 state.unseen_yet |= failed;
-                state.more |= more || has_ended;
+                state.more |= more || has_ended || leaves_rest;
             }
             for told in told.into_iter().filter(|told| *told != index) {
                 self.mailboxes[told].send(Event::Wakeup);
@@ -389,7 +396,7 @@ impl State {
     /// All that is on the desk, the leader's own first: nobody has to be woken for it.
     fn gather(&mut self, leader: usize) -> Joint {
         self.n_turns += 1;
-        let must_look = std::mem::take(&mut self.unseen) || self.ends.is_empty();
+        let unseen = std::mem::take(&mut self.unseen);
         let follows_up = std::mem::take(&mut self.more);
         let mut ends = std::mem::take(&mut self.ends);
         let mut idle = std::mem::take(&mut self.idle);
@@ -399,7 +406,7 @@ impl State {
         for hand in &idle {
             self.seats[hand.index] = Seat::InTurn;
         }
-        Joint { ends, idle, must_look, follows_up }
+        Joint { ends, idle, unseen, follows_up }
     }
 }
 

@@ -135,7 +135,7 @@ impl Leader<'_> {
     fn remember(&self, joint: &Joint, n: usize) -> Option<Found> {
         let window = self.back_end.take_window()?;
         let (is_good, n_left) = (Instant::now() < window.good_until, window.seen.len());
-        if joint.must_look || !is_good || !window.is_all && n_left < window.n_seen / 2 {
+        if joint.must_look() || !is_good || !window.is_all && n_left < window.n_seen / 2 {
             return None;
         }
         let mut choice = choose(&window.seen, &ending(joint), &self.shared.handlers);
@@ -183,17 +183,17 @@ impl Leader<'_> {
             let is_enough = choice.free.len() >= n;
             // A turn that ends nothing looks deep, but not at once after one that did: what
             // that has started may have ended by then, and more is free near by.
-            let ends_nothing = joint.ends.is_empty() && !joint.follows_up;
+            let ends_nothing = joint.ends.is_empty() && (joint.unseen || !joint.follows_up);
             let may_look_deep = ends_nothing || self.back_end.may_look_deep(joint);
             let is_deep = may_look_deep && !is_enough && !(is_all && seen.len() <= KEPT_IN_SIGHT);
-            let mut unfinished = joint.follows_up && joint.ends.is_empty() && !is_enough && !is_all;
+            let mut unfinished = joint.ends.is_empty() && !may_look_deep && !is_enough && !is_all;
             if is_deep {
                 if page < DEEP_PAGE && !is_all {
                     page = DEEP_PAGE;
                     continue;
                 }
-                let in_vain = choice.free.last().is_none_or(|last| *last < n_likely);
-                self.back_end.looked_deep(began, in_vain);
+                let only_near = choice.free.last().is_none_or(|last| *last < n_likely);
+                self.back_end.looked_deep(began, only_near);
                 let must_go_further = !is_all && ends_nothing && choice.free.is_empty();
                 let is_in_the_way = self.back_end.is_passed_over_again(&seen) || must_go_further;
                 let would_show_more = if is_in_the_way {
