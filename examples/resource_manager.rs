@@ -30,7 +30,7 @@ use std::thread;
 use std::time::Duration;
 
 use millhand::{Config, NewTask, client, db};
-use postgres::{Client, Row};
+use postgres::Client;
 use redis::{Commands, Connection};
 use serde_json::{Value, json};
 
@@ -66,8 +66,8 @@ const HOLDERS: &str = "
 /// The worker that has the fewest tasks.
 const LEAST: &str = "
     SELECT w.worker FROM generate_series(0, $1::integer - 1) AS w (worker)
-     ORDER BY (SELECT count(DISTINCT r.task) FROM resource_manager.reserved r
-                WHERE r.worker = w.worker), w.worker LIMIT 1";
+      LEFT JOIN resource_manager.reserved r ON r.worker = w.worker AND r.resource IS NULL
+     GROUP BY w.worker ORDER BY count(r.task), w.worker LIMIT 1";
 
 const RESERVE: &str = "
     INSERT INTO resource_manager.reserved (task, worker, resource, exclusive)
@@ -82,13 +82,14 @@ const START: &str = "
      WHERE id = $1 AND state = 'waiting'
     RETURNING name, args";
 
+/// Ends a task, if it was started, and gives back what is reserved for it.
 const END: &str = "
-    UPDATE millhand.task
-       SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'completed' END,
-           owner = NULL, finished_at = clock_timestamp()
-     WHERE id = $1 AND owner = $2";
-
-const RELEASE: &str = "DELETE FROM resource_manager.reserved WHERE task = $1";
+    WITH ended AS (
+        UPDATE millhand.task
+           SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE 'completed' END,
+               owner = NULL, finished_at = clock_timestamp()
+         WHERE id = $1 AND owner = $2)
+    DELETE FROM resource_manager.reserved WHERE task = $1";
 
 const REGISTER: &str = "
     SELECT millhand.register_worker(
@@ -124,40 +125,30 @@ impl System {
     /// Assigns one task after the other, and says so to `assigned`.
     fn manage(&self, assigned: impl Fn(i32, &str)) -> Outcome<()> {
         let (mut client, mut redis) = (self.database()?, self.redis()?);
-        let next = client.prepare(NEXT)?;
+        let (next, reserve) = (client.prepare(NEXT)?, client.prepare(RESERVE)?);
+        let (holders, least) = (client.prepare(HOLDERS)?, client.prepare(LEAST)?);
         while !self.has_ended() {
             let Some(task) = client.query_opt(&next, &[])? else {
                 thread::sleep(PAUSE);
                 continue;
             };
-            let worker = loop {
-                match self.worker_for(&mut client, &task)? {
-                    Some(worker) => break worker,
-                    None if self.has_ended() => return Ok(()),
-                    None => thread::sleep(PAUSE),
-                }
-            };
             let id: i64 = task.get("id");
             let (exclusive, shared): (Vec<String>, Vec<String>) =
                 (task.get("exclusive"), task.get("shared"));
-            client.execute(RESERVE, &[&id, &worker, &exclusive, &shared])?;
+            let worker: i32 = loop {
+                match &client.query(&holders, &[&exclusive, &shared])?[..] {
+                    [] => break client.query_one(&least, &[&self.n_workers])?.get(0),
+                    [holder] => break holder.get(0),
+                    _several if self.has_ended() => return Ok(()),
+                    _several => thread::sleep(PAUSE),
+                }
+            };
+            client.execute(&reserve, &[&id, &worker, &exclusive, &shared])?;
             redis.rpush::<_, _, ()>(self.queue_of(worker), id)?;
             let needs = [exclusive, shared].concat().join(" and ");
             assigned(worker, if needs.is_empty() { "nothing" } else { &needs });
         }
         Ok(())
-    }
-
-    /// None if the task conflicts with tasks of several workers.
-    fn worker_for(&self, client: &mut Client, task: &Row) -> Outcome<Option<i32>> {
-        let (exclusive, shared): (Vec<String>, Vec<String>) =
-            (task.get("exclusive"), task.get("shared"));
-        let holders = client.query(HOLDERS, &[&exclusive, &shared])?;
-        Ok(match &holders[..] {
-            [] => Some(client.query_one(LEAST, &[&self.n_workers])?.get(0)),
-            [holder] => Some(holder.get(0)),
-            _ => None,
-        })
     }
 
     /// Runs what is in the worker's own queue, in its order.
@@ -166,21 +157,18 @@ impl System {
         let name = self.queue_of(worker);
         let id: i64 = client.query_one(REGISTER, &[&name, &self.process])?.get(0);
         let (start, end) = (client.prepare(START)?, client.prepare(END)?);
-        let release = client.prepare(RELEASE)?;
         while !self.has_ended() {
             let Some((_, task)) = redis.blpop::<_, Option<(String, i64)>>(&name, PATIENCE)? else {
                 continue;
             };
             // Canceled, if there is none.
-            if let Some(row) = client.query_opt(&start, &[&task, &id, &name])? {
-                if row.get::<_, &str>("name") == "millhand.sleep" {
-                    let args: Value = row.get("args");
-                    let seconds = args["seconds"].as_f64().unwrap_or(0.0);
-                    thread::sleep(Duration::from_secs_f64(seconds));
-                }
-                client.execute(&end, &[&task, &id])?;
+            let row = client.query_opt(&start, &[&task, &id, &name])?;
+            if let Some(row) = row.filter(|row| row.get::<_, &str>("name") == "millhand.sleep") {
+                let args: Value = row.get("args");
+                let seconds = args["seconds"].as_f64().unwrap_or(0.0);
+                thread::sleep(Duration::from_secs_f64(seconds));
             }
-            client.execute(&release, &[&task])?;
+            client.execute(&end, &[&task, &id])?;
         }
         client.execute("SELECT millhand.leave($1)", &[&id])?;
         redis.del::<_, ()>(&name)?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use postgres::types::Type;
 use postgres::{GenericClient, Transaction};
 use serde_json::Value;
 
@@ -14,9 +15,15 @@ use crate::task::{NewTask, Task, TaskId, TaskState};
 /// Creates a waiting task and returns its id.
 pub fn dispatch(client: &mut impl GenericClient, task: &NewTask) -> Result<TaskId, Error> {
     let row = client
-        .query_one(
+        // One round trip; what has to ask for the types first takes two.
+        .query_typed_one(
             include_str!("../sql/queries/dispatch.sql"),
-            &[&task.name, &task.args, &task.exclusive, &task.shared],
+            &[
+                (&task.name, Type::TEXT),
+                (&task.args, Type::JSONB),
+                (&task.exclusive, Type::TEXT_ARRAY),
+                (&task.shared, Type::TEXT_ARRAY),
+            ],
         )
         .map_err(|error| {
             Error::postgres(&format!("could not dispatch a task `{}`", short(&task.name)), error)
@@ -34,9 +41,11 @@ pub fn dispatch_many(
         doing: "could not write tasks as JSON".to_owned(),
         source: error.into(),
     })?;
-    let rows = client.query(include_str!("../sql/queries/dispatch_many.sql"), &[&array]).map_err(
-        |error| Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error),
-    )?;
+    let rows = client
+        .query_typed(include_str!("../sql/queries/dispatch_many.sql"), &[(&array, Type::JSONB)])
+        .map_err(|error| {
+            Error::postgres(&format!("could not dispatch {} tasks", tasks.len()), error)
+        })?;
     Ok(rows.iter().map(|row| TaskId(row.get(0))).collect())
 }
 
@@ -45,7 +54,7 @@ pub fn dispatch_many(
 /// had reached before.
 pub fn cancel(client: &mut impl GenericClient, id: TaskId) -> Result<TaskState, Error> {
     let row = client
-        .query_one(include_str!("../sql/queries/cancel.sql"), &[&id.0])
+        .query_typed_one(include_str!("../sql/queries/cancel.sql"), &[(&id.0, Type::INT8)])
         .map_err(|error| Error::postgres(&format!("could not cancel task {id}"), error))?;
     match row.get::<_, Option<&str>>(0) {
         Some(state) => Ok(state.parse().expect("the table's CHECK knows the same states")),

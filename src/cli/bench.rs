@@ -35,6 +35,9 @@ const ARRIVAL: usize = 100;
 const PIECE: f64 = 0.25;
 /// The ideal scheduler goes through all tasks for each of them.
 const MAX_IDEAL: usize = 2000;
+/// How long workers that have come online are left alone: their looks and retries of the
+/// start are over after the first safety poll.
+const SETTLING: Duration = Duration::from_secs(3);
 /// How long a fleet may take to come online or to finish.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -264,8 +267,7 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
 }
 
 fn burst(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
-    let mut fleet = Fleet::start(url, load)?;
-    fleet.wait_until_online(client)?;
+    let mut fleet = idle_fleet(url, client, load)?;
     let mut meter = Meter::start(client, load, Some(&fleet))?;
     let n_tasks = if load.duration.is_some() { usize::MAX } else { load.tasks.unwrap_or(5_000) };
     let end = load.duration.map(|duration| Instant::now() + duration);
@@ -294,8 +296,7 @@ fn burst(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
 }
 
 fn pickup(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
-    let mut fleet = Fleet::start(url, load)?;
-    fleet.wait_until_online(client)?;
+    let fleet = idle_fleet(url, client, load)?;
     let mut meter = Meter::start(client, load, Some(&fleet))?;
     let n_tasks = if load.duration.is_some() { usize::MAX } else { load.tasks.unwrap_or(300) };
     let end = load.duration.map(|duration| Instant::now() + duration);
@@ -341,15 +342,20 @@ fn pause() {
 }
 
 fn idle(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Value>, Error> {
-    let mut fleet = Fleet::start(url, load)?;
-    fleet.wait_until_online(client)?;
-    // The looks and retries of the start are over after the first safety poll.
-    std::thread::sleep(Duration::from_secs(3));
+    let fleet = idle_fleet(url, client, load)?;
     let mut meter = Meter::start(client, load, Some(&fleet))?;
     std::thread::sleep(load.duration.unwrap_or(Duration::from_secs(20)));
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
     Ok(figures)
+}
+
+/// Workers that have nothing to do, and are done with their start.
+fn idle_fleet(url: &str, client: &mut Client, load: &Load) -> Result<Fleet, Error> {
+    let mut fleet = Fleet::start(url, load)?;
+    fleet.wait_until_online(client)?;
+    std::thread::sleep(SETTLING);
+    Ok(fleet)
 }
 
 /// Dispatches in bulk.

@@ -94,8 +94,7 @@ pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result
     const SECONDS: f64 = 0.5;
     let tasks: Vec<NewTask> =
         (0..256).map(|_| load.task("millhand.sleep").args(json!({ "seconds": SECONDS }))).collect();
-    let mut fleet = Fleet::start(url, load)?;
-    fleet.wait_until_online(client)?;
+    let mut fleet = super::idle_fleet(url, client, load)?;
     let mut meter = Meter::start(client, load, Some(&fleet))?;
     client::dispatch_many(client, &tasks)?;
     super::wake(&mut load.waker()?)?;
