@@ -122,6 +122,9 @@ pub(crate) fn figure(table: &Table) -> Outcome<Figure> {
                 "{medians}; the bands go from the least to the most of them. The lower bound \
                  is the median for the loads of all types."
             ),
+            "The tasks only sleep; what the machine limits is the dispatches, whose thread shares \
+             the cores with the workers and both servers."
+                .to_owned(),
             table.comment("command").to_owned(),
             format!("{}, {}", table.comment("date"), table.comment("machine")),
         ],
