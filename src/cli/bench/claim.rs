@@ -59,16 +59,18 @@ pub(super) fn claim(
             client::dispatch_many(client, &vec![blocked.clone(); n])?;
         }
     }
+    let mut made_good = count_started(client)?;
     fill(client, load, past.waiting)?;
     clean(client)?;
     let fleet = match fleet {
         Some(fleet) => fleet,
         None => start(url, client, &fleet_load)?,
     };
-    keep_waiting(client, load, WARM_UP)?;
+    keep_waiting(client, load, WARM_UP, &mut made_good)?;
     let mut meter = Meter::start(client, load, None)?;
     let began = Instant::now();
-    let n_started = keep_waiting(client, load, load.duration.unwrap_or(Duration::from_secs(5)))?;
+    let time = load.duration.unwrap_or(Duration::from_secs(5));
+    let n_started = keep_waiting(client, load, time, &mut made_good)?;
     let seconds = began.elapsed().as_secs_f64();
     let cpu = meter.postgres_cpu(client)?;
     drop(fleet);
@@ -90,17 +92,24 @@ fn start(url: &str, client: &mut Client, load: &Load) -> Result<Fleet, Error> {
 }
 
 /// Dispatches as many tasks as are started, for so long; returns how many those were.
-fn keep_waiting(client: &mut Client, load: &Load, time: Duration) -> Result<i64, Error> {
-    let first = count_started(client)?;
-    let mut last = first;
+///
+/// `made_good` counts on from the tasks that were started before the backlog was there:
+/// fast workers have emptied a short one before this is first called.
+fn keep_waiting(
+    client: &mut Client,
+    load: &Load,
+    time: Duration,
+    made_good: &mut i64,
+) -> Result<i64, Error> {
+    let first = *made_good;
     let mut waker = load.waker()?;
     let began = Instant::now();
     while began.elapsed() < time {
         std::thread::sleep(REFILL_INTERVAL);
         let now = count_started(client)?;
-        fill(client, load, (now - last) as usize)?;
+        fill(client, load, (now - *made_good) as usize)?;
         wake(&mut waker)?;
-        last = now;
+        *made_good = now;
     }
-    Ok(last - first)
+    Ok(*made_good - first)
 }
