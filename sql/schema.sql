@@ -12,6 +12,21 @@ CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
     UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE id = ANY ($1) RETURNING id
 $_$;
 
+CREATE FUNCTION millhand.behind_parked(exclusive text[], shared text[], task_position bigint) RETURNS TABLE(is_behind boolean)
+    LANGUAGE sql STABLE
+    AS $_$
+    SELECT EXISTS (SELECT FROM unnest($1) AS line
+                    CROSS JOIN LATERAL (SELECT p.position FROM millhand.parked p
+                                         WHERE p.resource BETWEEN line AND line
+                                         ORDER BY p.resource, p.position LIMIT 1) AS head
+                    WHERE head.position < $3)
+           OR EXISTS (SELECT FROM unnest($2) AS line
+                       CROSS JOIN LATERAL (SELECT p.position FROM millhand.parked p
+                                            WHERE p.resource BETWEEN line AND line AND p.exclusive
+                                            ORDER BY p.resource, p.position LIMIT 1) AS head
+                       WHERE head.position < $3)
+$_$;
+
 CREATE FUNCTION millhand.bell_hangs() RETURNS boolean
     LANGUAGE sql
     AS $$SELECT NOT (pg_try_advisory_lock(millhand.bell_lock())
@@ -513,12 +528,8 @@ BEGIN
                                                 ORDER BY p.position LIMIT 1)
                             WHEN false THEN false
                             WHEN true THEN NOT has_unparked
-                                 OR EXISTS (SELECT FROM millhand.parked p
-                                             WHERE p.resource = ANY (t.exclusive)
-                                               AND p.position < t.task_position)
-                                 OR EXISTS (SELECT FROM millhand.parked p
-                                             WHERE p.exclusive AND p.resource = ANY (t.shared)
-                                               AND p.position < t.task_position)
+                                 OR (SELECT b.is_behind FROM millhand.behind_parked(
+                                         t.exclusive, t.shared, t.task_position) AS b)
                             END AS behind_parked -- null if nothing is parked
                   FROM millhand.in_sight(low, stragglers) AS t
                  ORDER BY t.task_position;

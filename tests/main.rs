@@ -15,8 +15,11 @@ mod examples;
 mod flags;
 /// The safety poll never leaves out what waits.
 mod housekeeping;
-/// Migrations and the golden schema; every query can be prepared.
+/// Workers of type redis: what they tell each other, and ends that are held up.
+mod joint_turns;
+/// Workers of type redis: what Postgres sees of them, and which Redis they accept.
 mod lock_store;
+/// Migrations and the golden schema; every query can be prepared.
 mod migrate;
 /// The oracle can fail.
 mod oracle;

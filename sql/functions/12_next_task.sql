@@ -110,12 +110,8 @@ BEGIN
                                                 ORDER BY p.position LIMIT 1)
                             WHEN false THEN false
                             WHEN true THEN NOT has_unparked
-                                 OR EXISTS (SELECT FROM millhand.parked p
-                                             WHERE p.resource = ANY (t.exclusive)
-                                               AND p.position < t.task_position)
-                                 OR EXISTS (SELECT FROM millhand.parked p
-                                             WHERE p.exclusive AND p.resource = ANY (t.shared)
-                                               AND p.position < t.task_position)
+                                 OR (SELECT b.is_behind FROM millhand.behind_parked(
+                                         t.exclusive, t.shared, t.task_position) AS b)
                             END AS behind_parked -- null if nothing is parked
                   FROM millhand.in_sight(low, stragglers) AS t
                  ORDER BY t.task_position;

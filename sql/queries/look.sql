@@ -12,12 +12,8 @@ SELECT p.may_come_back, t.task_position, t.id, t.name, t.state, t.exclusive, t.s
                CASE s.task_position > (SELECT parked.position FROM millhand.parked
                                         ORDER BY parked.position LIMIT 1)
                WHEN true THEN
-                   EXISTS (SELECT FROM millhand.parked
-                            WHERE parked.resource = ANY (s.exclusive)
-                              AND parked.position < s.task_position)
-                   OR EXISTS (SELECT FROM millhand.parked
-                               WHERE parked.exclusive AND parked.resource = ANY (s.shared)
-                                 AND parked.position < s.task_position)
+                   (SELECT b.is_behind FROM millhand.behind_parked(
+                        s.exclusive, s.shared, s.task_position) AS b)
                END AS behind_parked
           FROM millhand.in_sight($1::bigint, $2::bigint[]) AS s
          ORDER BY s.task_position LIMIT $3::bigint) AS t ON true

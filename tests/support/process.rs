@@ -78,6 +78,14 @@ impl Workshop {
         WorkerProcess::start(command)
     }
 
+    /// A worker process of type redis that looks by itself only once an hour, and
+    /// sweeps as seldom.
+    pub(crate) fn deaf_worker(&self, flags: &[&str]) -> WorkerProcess {
+        let mut command = self.millhand(["worker", "--type", "redis"]);
+        command.args(flags).env("MILLHAND_POLL_INTERVAL", "1h").env("MILLHAND_TTL", "10h");
+        WorkerProcess::start(command)
+    }
+
     /// Processes that this test started and that still run, but not workers
     /// that are ours to wait for.
     pub(crate) fn processes(&self) -> Vec<String> {
