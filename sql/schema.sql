@@ -488,7 +488,7 @@ DECLARE
     blocked boolean;
     locked boolean;
     n_passed integer;
-    n_deep integer := 1000;
+    n_last integer := 200;
     behind bigint[];
     for_others bigint[];
 BEGIN
@@ -601,7 +601,7 @@ BEGIN
                     IF is_deep AND blocked THEN
                         behind := behind || candidate.id;
                     END IF;
-                    IF n_passed = 200 AND NOT is_deep OR n_passed = n_deep THEN
+                    IF n_passed = n_last THEN
                         unfinished := true;
                         more := look_further;
                         EXIT;
@@ -643,9 +643,9 @@ BEGIN
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
                 inconclusive := true;
-                IF unfinished AND n_deep = 1000 THEN
+                IF unfinished AND n_last = 200 THEN
                     unfinished := false;
-                    n_deep := 10000;
+                    n_last := 10000;
                     behind := NULL;
                     for_others := NULL;
                     CONTINUE looks;
@@ -696,6 +696,7 @@ $_$;
 
 CREATE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[]) RETURNS boolean
     LANGUAGE plpgsql
+    SET enable_hashjoin TO 'on'
     AS $$
 DECLARE
     ids bigint[];
@@ -751,11 +752,12 @@ BEGIN
       FROM blocked AS b;
     locked := ARRAY(
         SELECT t.position FROM millhand.task t
-         WHERE t.id IN (SELECT w.id FROM millhand.task w
-                         WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
-                           AND w.position = ANY (near || far)
-                         UNION
-                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (far))
+         WHERE t.id = ANY (ARRAY(
+                   SELECT w.id FROM millhand.task w
+                    WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
+                      AND w.position = ANY (near || far)
+                    UNION
+                   SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (far)))
            AND t.state <> ALL ('{completed,failed,canceled}')
            FOR SHARE SKIP LOCKED);
     RETURN millhand.set_parked(
@@ -901,10 +903,11 @@ BEGIN
     WITH moved AS (
         -- (The conditions are written so that only the primary key serves them.)
         UPDATE millhand.task t SET parked = true
-         WHERE t.id IN (SELECT w.id FROM millhand.task w
-                         WHERE w.id = ANY (ids) AND w.parked IS FALSE
-                           AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
-                           FOR NO KEY UPDATE SKIP LOCKED)
+         WHERE t.id = ANY (ARRAY(
+                   SELECT w.id FROM millhand.task w
+                    WHERE w.id = ANY (ids) AND w.parked IS FALSE
+                      AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
+                      FOR NO KEY UPDATE SKIP LOCKED))
         RETURNING t.id, t.name, t.position, t.exclusive, t.shared
     )
     INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
@@ -1078,6 +1081,7 @@ $$;
 
 CREATE FUNCTION millhand.unblock(handlers text[], low bigint, stragglers bigint[], OUT is_busy boolean, OUT n_own bigint, OUT n_others bigint, OUT held_up boolean) RETURNS record
     LANGUAGE plpgsql
+    SET enable_hashjoin TO 'on'
     AS $$
 DECLARE
     has_parked boolean := false;
@@ -1090,9 +1094,10 @@ BEGIN
     IF EXISTS (SELECT FROM millhand.parked) THEN
         WITH back AS (
             UPDATE millhand.task SET parked = false
-             WHERE id IN (SELECT t.id FROM millhand.task t
-                           WHERE t.id IN (SELECT p.task_id FROM millhand.parked p) AND t.parked
-                             FOR NO KEY UPDATE SKIP LOCKED)
+             WHERE id = ANY (ARRAY(
+                       SELECT t.id FROM millhand.task t
+                        WHERE t.id = ANY (ARRAY(SELECT p.task_id FROM millhand.parked p)) AND t.parked
+                          FOR NO KEY UPDATE SKIP LOCKED))
             RETURNING position
         )
         DELETE FROM millhand.parked p USING back WHERE p.position = back.position;
@@ -1127,14 +1132,17 @@ BEGIN
          GROUP BY f.task_position
     ), free AS MATERIALIZED (
         SELECT t.id FROM millhand.task t
-         WHERE t.id IN (SELECT i.id FROM incomplete i LEFT JOIN at_front f USING (task_position)
-                         WHERE i.state = 'waiting'
-                           AND cardinality(i.exclusive) + cardinality(i.shared) = coalesce(f.n, 0))
+         WHERE t.id = ANY (ARRAY(
+                   SELECT i.id FROM incomplete i LEFT JOIN at_front f USING (task_position)
+                    WHERE i.state = 'waiting'
+                      AND cardinality(i.exclusive) + cardinality(i.shared) = coalesce(f.n, 0)))
            AND t.unblocked_at IS NULL AND t.state = 'waiting'
     ), marked AS (
         UPDATE millhand.task SET unblocked_at = clock_timestamp()
-         WHERE id IN (SELECT t.id FROM millhand.task t WHERE t.id IN (SELECT f.id FROM free f)
-                         FOR NO KEY UPDATE SKIP LOCKED)
+         WHERE id = ANY (ARRAY(
+                   SELECT t.id FROM millhand.task t
+                    WHERE t.id = ANY (ARRAY(SELECT f.id FROM free f))
+                      FOR NO KEY UPDATE SKIP LOCKED))
            AND state = 'waiting'
         RETURNING name
     )

@@ -27,6 +27,8 @@ mod oracle;
 mod outcomes;
 /// Deep queues: what is parked comes back.
 mod parking;
+/// What the workers' statements read, whatever the statistics say.
+mod plans;
 /// Random queues keep the order and leave nothing behind.
 mod property;
 /// Which tasks run at each step, for every worker type.

@@ -32,7 +32,7 @@
 -- any. Nothing here waits for a lock: who ends a task may wait for this.
 CREATE OR REPLACE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[])
 RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_hashjoin = on AS $$
 DECLARE
     ids bigint[];
     near bigint[];
@@ -87,11 +87,12 @@ BEGIN
       FROM blocked AS b;
     locked := ARRAY(
         SELECT t.position FROM millhand.task t
-         WHERE t.id IN (SELECT w.id FROM millhand.task w
-                         WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
-                           AND w.position = ANY (near || far)
-                         UNION
-                        SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (far))
+         WHERE t.id = ANY (ARRAY(
+                   SELECT w.id FROM millhand.task w
+                    WHERE w.state IN ('waiting', 'running', 'canceling') AND NOT w.parked
+                      AND w.position = ANY (near || far)
+                    UNION
+                   SELECT p.task_id FROM millhand.parked p WHERE p.position = ANY (far)))
            AND t.state <> ALL ('{completed,failed,canceled}')
            FOR SHARE SKIP LOCKED);
     RETURN millhand.set_parked(
@@ -124,10 +125,11 @@ BEGIN
     WITH moved AS (
         -- (The conditions are written so that only the primary key serves them.)
         UPDATE millhand.task t SET parked = true
-         WHERE t.id IN (SELECT w.id FROM millhand.task w
-                         WHERE w.id = ANY (ids) AND w.parked IS FALSE
-                           AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
-                           FOR NO KEY UPDATE SKIP LOCKED)
+         WHERE t.id = ANY (ARRAY(
+                   SELECT w.id FROM millhand.task w
+                    WHERE w.id = ANY (ids) AND w.parked IS FALSE
+                      AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
+                      FOR NO KEY UPDATE SKIP LOCKED))
         RETURNING t.id, t.name, t.position, t.exclusive, t.shared
     )
     INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)

@@ -15,10 +15,10 @@
 -- at once when a worker has died.
 --
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
--- which costs little, and that of the worker that waits for its whole process
--- to 1,000: if it has passed over many, it parks those beyond the page, and the
--- next look, at once, goes on from there. If it cannot, because somebody keeps
--- their blockers' rows locked, it goes to 10,000.
+-- which costs little. If the worker that waits for its whole process has passed
+-- over many and found nothing, it parks those beyond the page, and its next look,
+-- at once, goes on from there. If it cannot, because somebody keeps their
+-- blockers' rows locked, it goes to 10,000.
 -- `low` and `stragglers` say where to look (in_sight).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
@@ -70,7 +70,7 @@ DECLARE
     blocked boolean;
     locked boolean;
     n_passed integer;
-    n_deep integer := 1000;
+    n_last integer := 200;
     behind bigint[];
     for_others bigint[];
 BEGIN
@@ -183,7 +183,7 @@ BEGIN
                     IF is_deep AND blocked THEN
                         behind := behind || candidate.id;
                     END IF;
-                    IF n_passed = 200 AND NOT is_deep OR n_passed = n_deep THEN
+                    IF n_passed = n_last THEN
                         unfinished := true;
                         more := look_further;
                         EXIT;
@@ -225,9 +225,9 @@ BEGIN
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
                 inconclusive := true;
-                IF unfinished AND n_deep = 1000 THEN
+                IF unfinished AND n_last = 200 THEN
                     unfinished := false;
-                    n_deep := 10000;
+                    n_last := 10000;
                     behind := NULL;
                     for_others := NULL;
                     CONTINUE looks;

@@ -24,7 +24,7 @@ CREATE OR REPLACE FUNCTION millhand.unblock(
     handlers text[], low bigint, stragglers bigint[],
     OUT is_busy boolean, OUT n_own bigint, OUT n_others bigint, OUT held_up boolean
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_hashjoin = on AS $$
 DECLARE
     has_parked boolean := false;
 BEGIN
@@ -36,9 +36,10 @@ BEGIN
     IF EXISTS (SELECT FROM millhand.parked) THEN
         WITH back AS (
             UPDATE millhand.task SET parked = false
-             WHERE id IN (SELECT t.id FROM millhand.task t
-                           WHERE t.id IN (SELECT p.task_id FROM millhand.parked p) AND t.parked
-                             FOR NO KEY UPDATE SKIP LOCKED)
+             WHERE id = ANY (ARRAY(
+                       SELECT t.id FROM millhand.task t
+                        WHERE t.id = ANY (ARRAY(SELECT p.task_id FROM millhand.parked p)) AND t.parked
+                          FOR NO KEY UPDATE SKIP LOCKED))
             RETURNING position
         )
         DELETE FROM millhand.parked p USING back WHERE p.position = back.position;
@@ -73,14 +74,17 @@ BEGIN
          GROUP BY f.task_position
     ), free AS MATERIALIZED (
         SELECT t.id FROM millhand.task t
-         WHERE t.id IN (SELECT i.id FROM incomplete i LEFT JOIN at_front f USING (task_position)
-                         WHERE i.state = 'waiting'
-                           AND cardinality(i.exclusive) + cardinality(i.shared) = coalesce(f.n, 0))
+         WHERE t.id = ANY (ARRAY(
+                   SELECT i.id FROM incomplete i LEFT JOIN at_front f USING (task_position)
+                    WHERE i.state = 'waiting'
+                      AND cardinality(i.exclusive) + cardinality(i.shared) = coalesce(f.n, 0)))
            AND t.unblocked_at IS NULL AND t.state = 'waiting'
     ), marked AS (
         UPDATE millhand.task SET unblocked_at = clock_timestamp()
-         WHERE id IN (SELECT t.id FROM millhand.task t WHERE t.id IN (SELECT f.id FROM free f)
-                         FOR NO KEY UPDATE SKIP LOCKED)
+         WHERE id = ANY (ARRAY(
+                   SELECT t.id FROM millhand.task t
+                    WHERE t.id = ANY (ARRAY(SELECT f.id FROM free f))
+                      FOR NO KEY UPDATE SKIP LOCKED))
            AND state = 'waiting'
         RETURNING name
     )

@@ -8,7 +8,7 @@ use super::database::Database;
 
 pub(crate) struct Session {
     pub(crate) connection: Client,
-    worker: i64,
+    pub(crate) worker: i64,
     name: String,
     way: Way,
 }
