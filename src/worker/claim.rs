@@ -4,6 +4,7 @@
 
 pub(crate) mod postgres;
 pub(crate) mod redis;
+mod rest;
 
 use std::sync::Arc;
 

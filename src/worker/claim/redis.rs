@@ -3,6 +3,7 @@
 //!
 //! | | |
 //! |---|---|
+//! | `bell.rs` | when workers look because somebody says that there may be work |
 //! | `desk.rs` | one worker takes a turn for all that are idle or have ended a task |
 //! | `turn.rs` | the turn: find tasks, take their locks, end and start in one transaction |
 //! | `find.rs` | finds what may start: looks, parks what is in the way |
@@ -13,6 +14,7 @@
 //! A session may end at any moment without a claim being lost: the worker is who its
 //! row says it is for as long as its lease holds.
 
+mod bell;
 mod desk;
 mod find;
 mod locks;
@@ -34,6 +36,7 @@ use crate::lock_store::{Link, Lock, LockStore, PATIENCE};
 use crate::task::{NewTask, TaskId};
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 use crate::worker::{LOOK, Shared, Shutdown, random_token};
+use bell::Bell;
 use desk::{Answer, Desk, Hand, Joint};
 use find::Window;
 use look::Seen;
@@ -43,6 +46,9 @@ use turn::Leader;
 /// How often a silent connection is asked whether it is still there: messages are
 /// lost for no longer than that. They would be found by the safety poll.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A read cannot wait for no time at all.
+const LEAST_PATIENCE: Duration = Duration::from_micros(100);
 
 /// Pauses before an end that is held up is tried again: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -245,14 +251,20 @@ impl BackEnd for RedisBackEnd {
         };
         let mut messages = connection.as_pubsub();
         messages.subscribe(&self.store.channels()[..]).map_err(fail)?;
-        messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
         self.store.set_hears(true);
         let _deaf_at_last = DeafAtLast(&self.store);
         connected();
         self.is_back();
         let (mut last_heard, mut last_asked) = (Instant::now(), Instant::now());
         let process = shared.identity.process.as_bytes();
+        let mut bell = Bell::default();
         while !shared.has_ended() {
+            let n_started = self.desk.n_started();
+            if bell.rings(Instant::now(), n_started) {
+                self.ring();
+            }
+            let patience = bell.rest(Instant::now()).unwrap_or(LOOK).clamp(LEAST_PATIENCE, LOOK);
+            messages.set_read_timeout(Some(patience)).map_err(fail)?;
             match messages.get_message() {
                 Ok(message) => {
                     last_heard = Instant::now();
@@ -263,7 +275,7 @@ impl BackEnd for RedisBackEnd {
                         }
                     } else if message.get_payload_bytes() != process {
                         // What this process says to others is no news to it.
-                        self.ring();
+                        bell.hear(last_heard, self.desk.n_started());
                     }
                 }
                 Err(error) if error.is_timeout() => {}
@@ -277,7 +289,6 @@ impl BackEnd for RedisBackEnd {
             }
             messages.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
             messages.ping::<redis::Value>().map_err(fail)?;
-            messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
             (last_heard, last_asked) = (Instant::now(), Instant::now());
             if is_down {
                 self.is_back();

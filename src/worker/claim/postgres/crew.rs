@@ -18,6 +18,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::worker::claim::rest::{LAST_REST_OF_BELL, QUIET, backed_off, rest_of_bell};
 use crate::worker::inbox::{Event, Mailbox};
 
 /// While so many turns are under way in one process, no further worker is
@@ -30,15 +31,6 @@ const MAX_TURNS_UNDER_WAY: usize = 8;
 /// the interval of the safety poll, which would come then anyway.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LAST_RETRY: Duration = Duration::from_secs(1);
-
-/// How long the bell stays down when it rings in vain again and again, each time
-/// within `QUIET` of being hung: first, and at most. Who dispatches thousands of
-/// tasks a second that nobody here can start yet would otherwise ring each time,
-/// and a NOTIFY makes commits queue for one lock of the whole server. The most
-/// is what a task that could start may wait for in that case.
-const FIRST_REST_OF_BELL: Duration = Duration::from_millis(1);
-const LAST_REST_OF_BELL: Duration = Duration::from_millis(16);
-const QUIET: Duration = Duration::from_millis(50);
 
 pub(crate) struct Crew {
     mailboxes: Vec<Mailbox>,
@@ -231,11 +223,7 @@ impl Crew {
         if is_sentinel && plan.take_bell_down && !plan.hang_bell && !found.unfinished {
             // Whatever it missed, it looks again soon.
             state.idle.push(worker);
-            let rest = backed_off(
-                FIRST_REST_OF_BELL,
-                LAST_REST_OF_BELL,
-                state.vain_rings.saturating_sub(2),
-            );
+            let rest = rest_of_bell(state.vain_rings.saturating_sub(2));
             return look_again(&mut state, rest);
         }
         let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
@@ -331,11 +319,6 @@ impl Crew {
 fn look_again(state: &mut State, wait: Duration) -> Rest {
     state.next_look = Some(Instant::now() + wait);
     Rest::Wait(Some(wait))
-}
-
-/// The pause after `n` before it: each twice as long, up to the last.
-fn backed_off(first: Duration, last: Duration, n: u32) -> Duration {
-    first.saturating_mul(1 << n.min(16)).min(last)
 }
 
 #[cfg(test)]

@@ -148,6 +148,7 @@ struct State {
     more: bool,
     conclusive: bool,
     n_turns: u64,
+    n_started: u64,
 }
 
 pub(super) struct Desk {
@@ -172,6 +173,7 @@ impl Desk {
                 more: false,
                 conclusive: false,
                 n_turns: 0,
+                n_started: 0,
             }),
         }
     }
@@ -190,6 +192,11 @@ impl Desk {
 
     pub(super) fn n_turns(&self) -> u64 {
         self.lock().n_turns
+    }
+
+    /// How many tasks were started so far.
+    pub(super) fn n_started(&self) -> u64 {
+        self.lock().n_started
     }
 
     /// Whether every worker is idle, and will be: with `--burst`, the end.
@@ -264,6 +271,7 @@ impl Desk {
             let mut told = Vec::new();
             {
                 let mut state = self.lock();
+                state.n_started += started.len() as u64;
                 let mut take = |index: usize| {
                     let place = started.iter().position(|(of, _)| *of == index)?;
                     Some(started.swap_remove(place).1)
