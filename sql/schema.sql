@@ -638,7 +638,7 @@ BEGIN
             END IF;
         END IF;
         EXIT WHEN task_id IS NOT NULL;
-        IF is_deep AND n_passed > 100 THEN
+        IF is_deep AND n_passed > 40 THEN
             locked := millhand.park(behind, low, stragglers);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.

@@ -16,8 +16,8 @@
 --
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
 -- which costs little. If the worker that waits for its whole process has passed
--- over many and found nothing, it parks those beyond the page, and its next look,
--- at once, goes on from there. If it cannot, because somebody keeps their
+-- over two pages and found nothing, it parks those beyond the first, and its next
+-- look, at once, goes on from there. If it cannot, because somebody keeps their
 -- blockers' rows locked, it goes to 10,000.
 -- `low` and `stragglers` say where to look (in_sight).
 --
@@ -220,7 +220,7 @@ BEGIN
             END IF;
         END IF;
         EXIT WHEN task_id IS NOT NULL;
-        IF is_deep AND n_passed > 100 THEN
+        IF is_deep AND n_passed > 40 THEN
             locked := millhand.park(behind, low, stragglers);
             IF NOT (millhand.park_for_others(for_others) OR locked) THEN
                 -- Others have their rows in hand.
