@@ -395,3 +395,45 @@ fn free_tasks_whose_rows_are_locked_are_in_nobodys_way() {
         scenario.finish();
     });
 }
+
+/// More ends than a process takes turns at once are held up, each by an open cancel.
+/// Idle workers are woken for other tasks all the same, one beside another.
+#[test]
+fn ends_that_are_held_up_keep_no_idle_worker_idle() {
+    each_type(|mut scenario| {
+        let letters = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        for letter in letters {
+            scenario.dispatch(letter, "");
+        }
+        scenario.start_worker(12);
+        scenario.expect_running(&letters.join(" "));
+        let mut other = scenario.database.connect();
+        let mut open = other.transaction().unwrap();
+        for letter in letters {
+            client::cancel(&mut open, scenario.id(letter)).unwrap();
+            scenario.workshop.open_gate(letter);
+        }
+        // (Sessions of type redis wait for no row: there they are tried again.)
+        if scenario.worker_type() != "redis" {
+            let connection = &mut scenario.connection;
+            wait_until(&scenario.database, "all ends are held up", SOON, || {
+                let n: i64 = connection
+                    .query_one(
+                        "SELECT count(*) FROM pg_stat_activity
+                          WHERE datname = current_database() AND wait_event_type = 'Lock'",
+                        &[],
+                    )
+                    .unwrap()
+                    .get(0);
+                if n == letters.len() as i64 { Ok(()) } else { Err(format!("{n}")) }
+            });
+        }
+        for letter in ["x", "y", "z"] {
+            scenario.dispatch(letter, "");
+        }
+        scenario.expect_running(&format!("{} x y z", letters.join(" ")));
+        scenario.end("x y z");
+        open.rollback().unwrap();
+        scenario.finish();
+    });
+}

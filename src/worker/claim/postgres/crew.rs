@@ -15,17 +15,26 @@
 //! way may have seen running still. A turn that found nothing while a count went
 //! up is taken again.
 
+use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::worker::claim::rest::{LAST_REST_OF_BELL, QUIET, backed_off, rest_of_bell};
 use crate::worker::inbox::{Event, Mailbox};
 
-/// While so many turns are under way in one process, no further worker is
-/// woken: more of them only queue for the database's processors and for one
-/// another's rows. Beyond 8 clients a commit a task does not get faster on the
-/// machines that this was measured on.
-const MAX_TURNS_UNDER_WAY: usize = 8;
+/// While turns are under way, one more than this machine has processors, and at most
+/// so many, no further worker is woken. More turns only queue for processors, and for
+/// one another's rows: with 8 of them on two processors, where 3 are allowed, tasks on
+/// few resources go at 0.6 of the speed, and with many resources or none a turn costs
+/// a tenth more. (Where the database has a machine of its own it mostly has more
+/// processors than this one, not fewer.)
+const MOST_TURNS: usize = 8;
+
+/// A turn that has been under way for so long is held up, by a row that somebody keeps
+/// locked, and takes no processor from others: it counts no more. A few such turns
+/// would otherwise keep all idle workers idle.
+const HELD_UP: Duration = Duration::from_millis(200);
 
 /// How soon an inconclusive look is repeated: first, and at most. The most is
 /// the interval of the safety poll, which would come then anyway.
@@ -34,6 +43,8 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Crew {
     mailboxes: Vec<Mailbox>,
+    /// So many turns under way are enough.
+    most_turns: usize,
     state: Mutex<State>,
 }
 
@@ -46,7 +57,8 @@ struct State {
     bell_hung: Option<Instant>,
     /// How often it rang in vain of late.
     vain_rings: u32,
-    turns_under_way: usize,
+    /// Who takes a turn, and since when.
+    turns: Vec<(usize, Instant)>,
     n_turns: u64,
     /// Reasons to look that arose so far and that nobody was woken for.
     reasons: u64,
@@ -97,14 +109,20 @@ pub(crate) struct Found {
 
 impl Crew {
     pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Crew {
+        let n_processors = thread::available_parallelism().map_or(1, NonZero::get);
+        Crew::with_most_turns(mailboxes, MOST_TURNS.min(n_processors + 1))
+    }
+
+    fn with_most_turns(mailboxes: Vec<Mailbox>, most_turns: usize) -> Crew {
         Crew {
             mailboxes,
+            most_turns,
             state: Mutex::new(State {
                 idle: Vec::new(),
                 sentinel: None,
                 bell_hung: None,
                 vain_rings: 0,
-                turns_under_way: 0,
+                turns: Vec::new(),
                 n_turns: 0,
                 reasons: 0,
                 changes: 0,
@@ -119,9 +137,8 @@ impl Crew {
     pub(crate) fn ring(&self) {
         let mut state = self.lock();
         let sentinel = state.sentinel.filter(|sentinel| state.idle.contains(sentinel));
-        // A turn may be held up, by a row that somebody keeps locked. But where
-        // rings are in vain, the sentinel alone looks; it is never held up.
-        let room = state.turns_under_way < MAX_TURNS_UNDER_WAY && state.vain_rings == 0;
+        // Where rings are in vain, the sentinel alone looks; it is never held up.
+        let room = self.has_room(&state) && state.vain_rings == 0;
         let any = state.idle.last().copied().filter(|_| room);
         match (sentinel, any) {
             (Some(sentinel), _) => self.wake(&mut state, sentinel),
@@ -139,7 +156,7 @@ impl Crew {
     /// waits to be woken, like any idle one.
     pub(crate) fn join(&self, worker: usize) -> Rest {
         let mut state = self.lock();
-        if state.turns_under_way < MAX_TURNS_UNDER_WAY {
+        if self.has_room(&state) {
             return Rest::Again;
         }
         state.reasons += 1;
@@ -154,7 +171,7 @@ impl Crew {
     pub(crate) fn begin_turn(&self, worker: usize, ends_task: bool) -> Plan {
         let mut state = self.lock();
         state.idle.retain(|idle| *idle != worker);
-        state.turns_under_way += 1;
+        state.turns.push((worker, Instant::now()));
         state.n_turns += 1;
         if !ends_task {
             state.sentinel.get_or_insert(worker);
@@ -181,7 +198,7 @@ impl Crew {
     /// The turn has ended.
     pub(crate) fn end_turn(&self, worker: usize, plan: Plan, found: Found) -> Rest {
         let mut state = self.lock();
-        state.turns_under_way -= 1;
+        state.turns.retain(|(other, _)| *other != worker);
         let is_sentinel = state.sentinel == Some(worker);
         if is_sentinel {
             state.bell_hung = found.bell_hung.then(Instant::now);
@@ -208,8 +225,8 @@ impl Crew {
             // It did not look for more if nobody was idle when it began.
             let more =
                 found.more || missed_reasons || !plan.idle_siblings && !state.idle.is_empty();
-            let wanted = more && state.turns_under_way < MAX_TURNS_UNDER_WAY
-                || state.sentinel.is_none() && state.turns_under_way == 0;
+            let wanted =
+                more && self.has_room(&state) || state.sentinel.is_none() && state.n_moving() == 0;
             match state.idle.last().copied() {
                 Some(idle) if wanted => self.wake(&mut state, idle),
                 _ if more => state.reasons += 1,
@@ -226,7 +243,7 @@ impl Crew {
             let rest = rest_of_bell(state.vain_rings.saturating_sub(2));
             return look_again(&mut state, rest);
         }
-        let enough = state.turns_under_way >= MAX_TURNS_UNDER_WAY;
+        let enough = !self.has_room(&state);
         // Without a sentinel, its predecessor found work meanwhile.
         if !enough && (missed_reasons || missed_changes || state.sentinel.is_none()) {
             return Rest::Again;
@@ -264,7 +281,7 @@ impl Crew {
             // It may be looking just now, and too early.
             Some(_) => state.reasons += 1,
             None => match state.idle.last().copied() {
-                Some(idle) if state.turns_under_way < MAX_TURNS_UNDER_WAY => self.wake(state, idle),
+                Some(idle) if self.has_room(state) => self.wake(state, idle),
                 _ => state.reasons += 1,
             },
         }
@@ -290,7 +307,7 @@ impl Crew {
 
     /// A turn ended without an answer.
     pub(crate) fn abandon_turn(&self, worker: usize) {
-        self.lock().turns_under_way -= 1;
+        self.lock().turns.retain(|(other, _)| *other != worker);
         self.drop_out(worker);
     }
 
@@ -305,6 +322,11 @@ impl Crew {
         state.idle.len() == self.mailboxes.len() && state.next_look.is_none()
     }
 
+    /// Whether one more turn would be of use.
+    fn has_room(&self, state: &State) -> bool {
+        state.n_moving() < self.most_turns
+    }
+
     fn wake(&self, state: &mut State, worker: usize) {
         state.idle.retain(|idle| *idle != worker);
         self.mailboxes[worker].send(Event::Wakeup);
@@ -312,6 +334,13 @@ impl Crew {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Turns under way that are not held up.
+    fn n_moving(&self) -> usize {
+        self.turns.iter().filter(|(_, since)| since.elapsed() < HELD_UP).count()
     }
 }
 

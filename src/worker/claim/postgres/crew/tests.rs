@@ -127,6 +127,7 @@ impl World {
         let n_crews = random.usize(1..=2);
         let (mut crews, mut workers) = (Vec::new(), Vec::new());
         for crew in 0..n_crews {
+            let most_turns = random.usize(2..=MOST_TURNS);
             // Sometimes more than the turns that may be under way.
             let n = if random.u8(..4) == 0 { random.usize(9..=12) } else { random.usize(1..=4) };
             let mut mailboxes = Vec::new();
@@ -135,7 +136,7 @@ impl World {
                 mailboxes.push(mailbox);
                 workers.push(Worker { crew, index, inbox, step: Step::Join, ended: None });
             }
-            crews.push(Crew::new(mailboxes));
+            crews.push(Crew::with_most_turns(mailboxes, most_turns));
         }
         let slow = random.usize(..workers.len());
         let to_dispatch = random.usize(1..=20);
