@@ -489,6 +489,7 @@ DECLARE
     locked boolean;
     n_passed integer;
     n_last integer := 200;
+    n_parked integer;
     behind bigint[];
     for_others bigint[];
 BEGIN
@@ -639,18 +640,19 @@ BEGIN
         END IF;
         EXIT WHEN task_id IS NOT NULL;
         IF is_deep AND n_passed > 40 THEN
-            locked := millhand.park(behind, low, stragglers);
-            IF NOT (millhand.park_for_others(for_others) OR locked) THEN
-                -- Others have their rows in hand.
-                inconclusive := true;
-                IF unfinished AND n_last = 200 THEN
-                    unfinished := false;
-                    n_last := 10000;
-                    behind := NULL;
-                    for_others := NULL;
-                    CONTINUE looks;
-                END IF;
+            n_parked := millhand.park(behind, low, stragglers)
+                        + millhand.park_for_others(for_others);
+            IF unfinished AND n_last = 200 AND n_parked * 2 < n_passed - 20 THEN
                 unfinished := false;
+                n_last := 10000;
+                behind := NULL;
+                for_others := NULL;
+                CONTINUE looks;
+            END IF;
+            IF n_parked = 0 THEN
+                -- Others have their rows in hand.
+                unfinished := false;
+                inconclusive := true;
             END IF;
         END IF;
         EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;
@@ -688,13 +690,13 @@ CREATE FUNCTION millhand.note_freed(lines text[], was_parked boolean) RETURNS vo
     INSERT INTO millhand.freed (resource)
     SELECT r FROM unnest($1) AS r
      WHERE ($2 OR current_setting('transaction_isolation') <> 'read committed'
-            OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource = r))
+            OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource BETWEEN r AND r))
        -- Once a transaction is enough: a thousand cancels, one note.
        AND NOT EXISTS (SELECT FROM millhand.freed f
                         WHERE f.resource = r AND f.xmin = pg_current_xact_id()::xid)
 $_$;
 
-CREATE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[]) RETURNS boolean
+CREATE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[]) RETURNS integer
     LANGUAGE plpgsql
     SET enable_hashjoin TO 'on'
     AS $$
@@ -766,16 +768,18 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.park_for_others(candidates bigint[]) RETURNS boolean
+CREATE FUNCTION millhand.park_for_others(candidates bigint[]) RETURNS integer
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    n_parked integer;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    IF NOT millhand.set_parked(candidates, true) THEN
-        RETURN false;
+    n_parked := millhand.set_parked(candidates, true);
+    IF n_parked > 0 THEN
+        PERFORM millhand.ring();
     END IF;
-    PERFORM millhand.ring();
-    RETURN true;
+    RETURN n_parked;
 END
 $$;
 
@@ -896,9 +900,11 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.set_parked(ids bigint[], for_others boolean) RETURNS boolean
+CREATE FUNCTION millhand.set_parked(ids bigint[], for_others boolean) RETURNS integer
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    n_parked integer;
 BEGIN
     WITH moved AS (
         -- (The conditions are written so that only the primary key serves them.)
@@ -909,13 +915,15 @@ BEGIN
                       AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
                       FOR NO KEY UPDATE SKIP LOCKED))
         RETURNING t.id, t.name, t.position, t.exclusive, t.shared
+    ), kept AS (
+        INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
+        SELECT m.position, n.resource, n.is_exclusive, m.id, NULL
+          FROM moved m CROSS JOIN LATERAL millhand.needs(m.exclusive, m.shared) AS n
+         UNION ALL
+        SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others
     )
-    INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
-    SELECT m.position, n.resource, n.is_exclusive, m.id, NULL
-      FROM moved m CROSS JOIN LATERAL millhand.needs(m.exclusive, m.shared) AS n
-     UNION ALL
-    SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others;
-    RETURN FOUND;
+    SELECT count(*) INTO n_parked FROM moved;
+    RETURN n_parked;
 END
 $$;
 

@@ -46,11 +46,11 @@ fn wait_for_parked(scenario: &mut Scenario, at_least: i64) {
 /// Parks a task as a deep look would.
 #[track_caller]
 fn park(connection: &mut Client, id: TaskId) {
-    let parked: bool = connection
+    let n_parked: i32 = connection
         .query_one("SELECT millhand.park(ARRAY[$1::bigint], 0, '{}')", &[&id.0])
         .unwrap()
         .get(0);
-    assert!(parked, "task {id} was not parked");
+    assert_eq!(n_parked, 1, "task {id} was not parked");
 }
 
 #[track_caller]

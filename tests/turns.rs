@@ -120,6 +120,40 @@ fn looks_that_park_while_others_end_and_cancel_forget_nothing() {
     look_end_and_cancel_at_once(5, &["t"]);
 }
 
+/// Most of what a deep look passes over cannot be parked, because somebody keeps the row
+/// of what it waits for locked: what is free far behind is found all the same, not in
+/// steps of the few that can be parked.
+#[test]
+fn few_that_can_be_parked_among_many_that_cannot_take_few_looks() {
+    const FEW_LOOKS: usize = 10;
+    let database = Database::new();
+    let mut sessions = ["a", "b", "c"].map(|name| Session::new(&database, name));
+    for (session, resource) in sessions.iter_mut().zip(["locked", "held"]) {
+        database.dispatch(&NewTask::new("t").exclusive(resource));
+        assert!(session.turn(&Turn::default()).unwrap().task.is_some());
+    }
+    let mut other = database.connect();
+    let mut open = other.transaction().unwrap();
+    client::cancel(&mut open, database.tasks()[0].id).unwrap();
+    let mut connection = database.connect();
+    let readers = vec![NewTask::new("t").shared("locked"); 198];
+    client::dispatch_many(&mut connection, &readers).unwrap();
+    let behind = vec![NewTask::new("t").exclusive("held"); 2_000];
+    client::dispatch_many(&mut connection, &behind).unwrap();
+    let free = database.dispatch(&NewTask::new("t"));
+    let mut bell_hung = false;
+    for _ in 0..FEW_LOOKS {
+        let look = Turn { hang_bell: true, take_bell_down: bell_hung, ..Turn::default() };
+        let found = sessions[2].turn(&look).unwrap();
+        if let Some(id) = found.task {
+            assert_eq!(TaskId(id), free);
+            return;
+        }
+        bell_hung = found.bell_hung;
+    }
+    panic!("the free task was not found in {FEW_LOOKS} looks");
+}
+
 #[test]
 fn looks_that_park_for_others_forget_nothing() {
     look_end_and_cancel_at_once(500, &["t", "u"]);

@@ -28,10 +28,10 @@
 -- A free task that has no handler here comes back when a worker that has one
 -- looks: it waits in the line of its handler.
 
--- Parks these tasks, of which each waits behind another; true if it could park
--- any. Nothing here waits for a lock: who ends a task may wait for this.
+-- Parks these tasks, of which each waits behind another, and returns how many it
+-- could park. Nothing here waits for a lock: who ends a task may wait for this.
 CREATE OR REPLACE FUNCTION millhand.park(candidates bigint[], low bigint, stragglers bigint[])
-RETURNS boolean
+RETURNS integer
 LANGUAGE plpgsql SET enable_hashjoin = on AS $$
 DECLARE
     ids bigint[];
@@ -101,26 +101,30 @@ BEGIN
 END
 $$;
 
--- Parks these tasks, which the worker that met them has no handler for; true if
--- it could park any. Others may have a handler and have looked too early to see
+-- Parks these tasks, which the worker that met them has no handler for, and returns
+-- how many it could park. Others may have a handler and have looked too early to see
 -- them there, so this is told like a dispatch.
-CREATE OR REPLACE FUNCTION millhand.park_for_others(candidates bigint[]) RETURNS boolean
+CREATE OR REPLACE FUNCTION millhand.park_for_others(candidates bigint[]) RETURNS integer
 LANGUAGE plpgsql AS $$
+DECLARE
+    n_parked integer;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
-    IF NOT millhand.set_parked(candidates, true) THEN
-        RETURN false;
+    n_parked := millhand.set_parked(candidates, true);
+    IF n_parked > 0 THEN
+        PERFORM millhand.ring();
     END IF;
-    PERFORM millhand.ring();
-    RETURN true;
+    RETURN n_parked;
 END
 $$;
 
 -- Takes waiting tasks out of the looks' index and puts their needs into the
 -- table parked, `for_others` with their names as the handlers that they wait
--- for. True if it could take any.
-CREATE OR REPLACE FUNCTION millhand.set_parked(ids bigint[], for_others boolean) RETURNS boolean
+-- for, and returns how many it could take.
+CREATE OR REPLACE FUNCTION millhand.set_parked(ids bigint[], for_others boolean) RETURNS integer
 LANGUAGE plpgsql AS $$
+DECLARE
+    n_parked integer;
 BEGIN
     WITH moved AS (
         -- (The conditions are written so that only the primary key serves them.)
@@ -131,13 +135,15 @@ BEGIN
                       AND w.state <> ALL ('{running,canceling,completed,failed,canceled}')
                       FOR NO KEY UPDATE SKIP LOCKED))
         RETURNING t.id, t.name, t.position, t.exclusive, t.shared
+    ), kept AS (
+        INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
+        SELECT m.position, n.resource, n.is_exclusive, m.id, NULL
+          FROM moved m CROSS JOIN LATERAL millhand.needs(m.exclusive, m.shared) AS n
+         UNION ALL
+        SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others
     )
-    INSERT INTO millhand.parked (position, resource, exclusive, task_id, handler)
-    SELECT m.position, n.resource, n.is_exclusive, m.id, NULL
-      FROM moved m CROSS JOIN LATERAL millhand.needs(m.exclusive, m.shared) AS n
-     UNION ALL
-    SELECT m.position, '', false, m.id, m.name FROM moved m WHERE for_others;
-    RETURN FOUND;
+    SELECT count(*) INTO n_parked FROM moved;
+    RETURN n_parked;
 END
 $$;
 
@@ -191,7 +197,7 @@ LANGUAGE sql VOLATILE AS $$
     INSERT INTO millhand.freed (resource)
     SELECT r FROM unnest($1) AS r
      WHERE ($2 OR current_setting('transaction_isolation') <> 'read committed'
-            OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource = r))
+            OR EXISTS (SELECT FROM millhand.parked p WHERE p.resource BETWEEN r AND r))
        -- Once a transaction is enough: a thousand cancels, one note.
        AND NOT EXISTS (SELECT FROM millhand.freed f
                         WHERE f.resource = r AND f.xmin = pg_current_xact_id()::xid)

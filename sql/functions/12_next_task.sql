@@ -17,8 +17,9 @@
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
 -- which costs little. If the worker that waits for its whole process has passed
 -- over two pages and found nothing, it parks those beyond the first, and its next
--- look, at once, goes on from there. If it cannot, because somebody keeps their
--- blockers' rows locked, it goes to 10,000.
+-- look, at once, goes on from there. If it can park less than half of them, because
+-- somebody keeps their rows or those of their blockers locked, it goes to 10,000: steps
+-- of a few would get nowhere.
 -- `low` and `stragglers` say where to look (in_sight).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
@@ -71,6 +72,7 @@ DECLARE
     locked boolean;
     n_passed integer;
     n_last integer := 200;
+    n_parked integer;
     behind bigint[];
     for_others bigint[];
 BEGIN
@@ -221,18 +223,19 @@ BEGIN
         END IF;
         EXIT WHEN task_id IS NOT NULL;
         IF is_deep AND n_passed > 40 THEN
-            locked := millhand.park(behind, low, stragglers);
-            IF NOT (millhand.park_for_others(for_others) OR locked) THEN
-                -- Others have their rows in hand.
-                inconclusive := true;
-                IF unfinished AND n_last = 200 THEN
-                    unfinished := false;
-                    n_last := 10000;
-                    behind := NULL;
-                    for_others := NULL;
-                    CONTINUE looks;
-                END IF;
+            n_parked := millhand.park(behind, low, stragglers)
+                        + millhand.park_for_others(for_others);
+            IF unfinished AND n_last = 200 AND n_parked * 2 < n_passed - 20 THEN
                 unfinished := false;
+                n_last := 10000;
+                behind := NULL;
+                for_others := NULL;
+                CONTINUE looks;
+            END IF;
+            IF n_parked = 0 THEN
+                -- Others have their rows in hand.
+                unfinished := false;
+                inconclusive := true;
             END IF;
         END IF;
         EXIT WHEN NOT hang_bell OR unfinished OR bell_hung;

@@ -11,3 +11,7 @@ CREATE INDEX task_unblocked ON millhand.task (position)
 
 -- What has other parameters now.
 DROP FUNCTION IF EXISTS millhand.finish_task(bigint, bigint, text, jsonb, text, text);
+-- What returns another type now.
+DROP FUNCTION IF EXISTS millhand.park(bigint[], bigint, bigint[]);
+DROP FUNCTION IF EXISTS millhand.park_for_others(bigint[]);
+DROP FUNCTION IF EXISTS millhand.set_parked(bigint[], boolean);

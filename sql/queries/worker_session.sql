@@ -2,7 +2,7 @@
 -- whatever the table's statistics say at the moment: along the index, in order, and
 -- from a few rows to those that belong to them. (After an ANALYZE of a small table,
 -- a hash join reads all of an index that has grown a thousandfold since. Two functions
--- that join nothing but their own results, many rows at a time, turn it on again.)
+-- that join many rows at a time turn it on again.)
 SET enable_seqscan = off;
 SET enable_bitmapscan = off;
 SET enable_sort = off;

@@ -27,7 +27,7 @@ const DEEPEST_PAGE: usize = 10_000;
 pub(super) const KEPT_IN_SIGHT: usize = 100;
 /// How often. To park a task and to bring it back costs the database as much as
 /// passing over it some fifty times; and in a queue that moves on most tasks are soon
-/// at the front. Where it cannot be parked, a look goes ten times as far.
+/// at the front. Where less than half of it can be parked, a look goes ten times as far.
 pub(super) const TOO_OFTEN: usize = 8;
 /// Deep looks beside tasks that end may take this part of the time, and a fourth of
 /// that as long as nobody rings and they find nothing that the first page did not show.
@@ -196,15 +196,17 @@ impl Leader<'_> {
                 self.back_end.looked_deep(began, only_near);
                 let must_go_further = !is_all && ends_nothing && choice.free.is_empty();
                 let is_in_the_way = self.back_end.is_passed_over_again(&seen) || must_go_further;
-                let would_show_more = if is_in_the_way {
-                    self.park(session, &sight, &seen, &choice)?
-                } else {
-                    joint.ends.is_empty()
-                };
-                if must_go_further && !would_show_more && page < DEEPEST_PAGE {
-                    // Somebody keeps the rows of their blockers locked.
-                    page = DEEPEST_PAGE;
-                    continue;
+                let mut would_show_more = joint.ends.is_empty();
+                if is_in_the_way {
+                    let n_parked = self.park(session, &sight, &seen, &choice)?;
+                    let few = n_parked * 2 < seen.len().saturating_sub(KEPT_IN_SIGHT);
+                    if must_go_further && few && page < DEEPEST_PAGE {
+                        // Somebody keeps their rows or those of their blockers locked:
+                        // steps of a few would get nowhere.
+                        page = DEEPEST_PAGE;
+                        continue;
+                    }
+                    would_show_more = n_parked > 0;
                 }
                 unfinished = !is_all && would_show_more;
             }
@@ -221,14 +223,14 @@ impl Leader<'_> {
     }
 
     /// Parks what is beyond those that are kept in sight: what is found again and again
-    /// makes way for what is behind it. Whether another look would show more.
+    /// makes way for what is behind it. How many it could park.
     fn park(
         &self,
         session: &mut Session,
         sight: &Sight,
         seen: &[Seen],
         choice: &Choice,
-    ) -> Result<bool, postgres::Error> {
+    ) -> Result<usize, postgres::Error> {
         let beyond = |places: &[usize]| -> Vec<i64> {
             let far = places.iter().filter(|place| **place >= KEPT_IN_SIGHT);
             far.map(|place| seen[*place].id.0).collect()
@@ -237,12 +239,12 @@ impl Leader<'_> {
             include_str!("../../../../sql/queries/park.sql"),
             &[&beyond(&choice.blocked), &beyond(&choice.foreign), &sight.low, &sight.stragglers],
         )?;
-        let (parked, told): (bool, bool) = (row.get(0), row.get(1));
-        if told {
+        let (n_blocked, n_foreign): (i32, i32) = (row.get(0), row.get(1));
+        if n_foreign > 0 {
             // They may have a handler, and have looked too early to see it there.
             self.back_end.wake_others();
         }
-        Ok(parked || told)
+        Ok((n_blocked + n_foreign).unsigned_abs() as usize)
     }
 }
 
