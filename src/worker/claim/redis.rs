@@ -24,8 +24,10 @@ mod turn;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender};
 use serde_json::Value;
 
 use super::{BackEnd, Claims, Ended, Previous, Turn};
@@ -46,9 +48,6 @@ use turn::Leader;
 /// How often a silent connection is asked whether it is still there: messages are
 /// lost for no longer than that. They would be found by the safety poll.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A read cannot wait for no time at all.
-const LEAST_PATIENCE: Duration = Duration::from_micros(100);
 
 /// Pauses before an end that is held up is tried again: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -202,8 +201,91 @@ impl RedisBackEnd {
         is_again
     }
 
+    /// Hears messages until the workers have left.
+    fn hear(
+        &self,
+        shared: &Arc<Shared>,
+        connected: &mut dyn FnMut(),
+        bell: &Mutex<Bell>,
+        rests: Sender<()>,
+    ) -> Result<(), Error> {
+        let mut connection = self.store.connect()?;
+        let fail = |error: redis::RedisError| Error::Unavailable {
+            doing: format!("could not listen to Redis at {}", self.store.place()),
+            source: error.into(),
+        };
+        let mut messages = connection.as_pubsub();
+        messages.subscribe(&self.store.channels()[..]).map_err(fail)?;
+        self.store.set_hears(true);
+        let _deaf_at_last = DeafAtLast(&self.store);
+        connected();
+        self.is_back();
+        let (mut last_heard, mut last_asked) = (Instant::now(), Instant::now());
+        let process = shared.identity.process.as_bytes();
+        while !shared.has_ended() {
+            messages.set_read_timeout(Some(LOOK)).map_err(fail)?;
+            match messages.get_message() {
+                Ok(message) => {
+                    last_heard = Instant::now();
+                    if self.store.is_cancel_channel(message.get_channel_name()) {
+                        let text: String = message.get_payload().map_err(fail)?;
+                        if let Ok(id) = text.parse::<TaskId>() {
+                            shared.tell_all(Event::Cancel(id));
+                        }
+                    } else if message.get_payload_bytes() != process {
+                        // What this process says to others is no news to it.
+                        lock(bell).hear(last_heard, self.desk.n_started());
+                        self.ring_if_due(bell);
+                        if lock(bell).rest(last_heard).is_some() {
+                            // Where there is no room, it has yet to look at an earlier one.
+                            let _ = rests.try_send(());
+                        }
+                    }
+                }
+                Err(error) if error.is_timeout() => {}
+                Err(error) => return Err(fail(error)),
+            }
+            let is_down = !self.store.is_up();
+            // Not only in silence: others may have much to say all the time.
+            let is_due = is_down && last_asked.elapsed() >= self.store.retry_pause();
+            if !is_due && last_heard.elapsed() < PING_INTERVAL {
+                continue;
+            }
+            messages.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+            messages.ping::<redis::Value>().map_err(fail)?;
+            (last_heard, last_asked) = (Instant::now(), Instant::now());
+            if is_down {
+                self.is_back();
+            }
+        }
+        Ok(())
+    }
+
+    /// Rings when a rest of the bell is over. (A read of messages ends too late for that:
+    /// the kernel counts its time limit in ticks, and 1 ms has taken 8.)
+    fn ring_after_rests(&self, bell: &Mutex<Bell>, resting: Receiver<()>) {
+        loop {
+            let rest = lock(bell).rest(Instant::now());
+            let told = match rest {
+                Some(rest) => resting.recv_timeout(rest),
+                None => resting.recv().map_err(|RecvError| RecvTimeoutError::Disconnected),
+            };
+            if told == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            self.ring_if_due(bell);
+        }
+    }
+
+    fn ring_if_due(&self, bell: &Mutex<Bell>) {
+        let is_due = lock(bell).rings(Instant::now(), self.desk.n_started());
+        if is_due {
+            self.ring();
+        }
+    }
+
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ledger)
     }
 
     /// The server answers: whatever was missed can be made good.
@@ -244,57 +326,20 @@ impl BackEnd for RedisBackEnd {
     }
 
     fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error> {
-        let mut connection = self.store.connect()?;
-        let fail = |error: redis::RedisError| Error::Unavailable {
-            doing: format!("could not listen to Redis at {}", self.store.place()),
-            source: error.into(),
-        };
-        let mut messages = connection.as_pubsub();
-        messages.subscribe(&self.store.channels()[..]).map_err(fail)?;
-        self.store.set_hears(true);
-        let _deaf_at_last = DeafAtLast(&self.store);
-        connected();
-        self.is_back();
-        let (mut last_heard, mut last_asked) = (Instant::now(), Instant::now());
-        let process = shared.identity.process.as_bytes();
-        let mut bell = Bell::default();
-        while !shared.has_ended() {
-            let n_started = self.desk.n_started();
-            if bell.rings(Instant::now(), n_started) {
-                self.ring();
-            }
-            let patience = bell.rest(Instant::now()).unwrap_or(LOOK).clamp(LEAST_PATIENCE, LOOK);
-            messages.set_read_timeout(Some(patience)).map_err(fail)?;
-            match messages.get_message() {
-                Ok(message) => {
-                    last_heard = Instant::now();
-                    if self.store.is_cancel_channel(message.get_channel_name()) {
-                        let text: String = message.get_payload().map_err(fail)?;
-                        if let Ok(id) = text.parse::<TaskId>() {
-                            shared.tell_all(Event::Cancel(id));
-                        }
-                    } else if message.get_payload_bytes() != process {
-                        // What this process says to others is no news to it.
-                        bell.hear(last_heard, self.desk.n_started());
-                    }
-                }
-                Err(error) if error.is_timeout() => {}
-                Err(error) => return Err(fail(error)),
-            }
-            let is_down = !self.store.is_up();
-            // Not only in silence: others may have much to say all the time.
-            let is_due = is_down && last_asked.elapsed() >= self.store.retry_pause();
-            if !is_due && last_heard.elapsed() < PING_INTERVAL {
-                continue;
-            }
-            messages.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
-            messages.ping::<redis::Value>().map_err(fail)?;
-            (last_heard, last_asked) = (Instant::now(), Instant::now());
-            if is_down {
-                self.is_back();
-            }
-        }
-        Ok(())
+        let bell = Mutex::new(Bell::default());
+        let (rests, resting) = crossbeam_channel::bounded(1);
+        thread::scope(|scope| {
+            // It ends when `rests` is gone.
+            thread::Builder::new()
+                .name("bell".to_owned())
+                .stack_size(1 << 20)
+                .spawn_scoped(scope, || self.ring_after_rests(&bell, resting))
+                .map_err(|error| Error::Unavailable {
+                    doing: "could not start a thread".to_owned(),
+                    source: error.into(),
+                })?;
+            self.hear(shared, connected, &bell, rests)
+        })
     }
 
     fn n_turns(&self) -> u64 {
@@ -395,4 +440,8 @@ impl Drop for RedisClaims<'_> {
     fn drop(&mut self) {
         self.leader.forget(&self.hand.owner);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

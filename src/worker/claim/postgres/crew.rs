@@ -221,7 +221,7 @@ impl Crew {
             // More work wants more hands. And the bell must hang again while
             // anyone here is idle; but as long as a turn is under way its end
             // will see to that, and waking somebody for it would soon have
-            // woken everybody.
+            // woken everybody. (Where all are held up, the safety poll does.)
             // It did not look for more if nobody was idle when it began.
             let more =
                 found.more || missed_reasons || !plan.idle_siblings && !state.idle.is_empty();

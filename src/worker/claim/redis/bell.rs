@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::worker::claim::rest::{QUIET, rest_of_bell};
 
-/// The listener's: it rings at once, but where it rings in vain again and again it rests
-/// in between, and rings once for all that was said meanwhile.
+/// It rings at once, but where it rings in vain again and again, because what comes has
+/// to wait or another process was faster, it rests in between, and rings once for all
+/// that was said meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Bell {
     /// When it rang last, and how many tasks had been started by then.
