@@ -59,7 +59,11 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
         match exit? {
             Exit::Stopped => return claims.leave(),
             Exit::Lost { begun } => {
-                log::warn!("worker {name}: gave up its claim; starting anew");
+                if inbox.is_aborting() {
+                    log::info!("worker {name}: settling its claim before it leaves");
+                } else {
+                    log::warn!("worker {name}: gave up its claim; starting anew");
+                }
                 previous = Some(Previous { worker: claims.worker(), begun });
             }
         }
