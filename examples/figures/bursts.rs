@@ -25,6 +25,7 @@ const FULL: Size =
 const QUICK: Size = Size { n_repeats: 2, n_tasks: 48, seconds: 0.1, threads: &[4, 64] };
 
 /// The repeats are outermost, so that a slow minute of the machine hits all types alike.
+/// In each of them the tasks are the same for all.
 pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
     let size = if is_quick { QUICK } else { FULL };
     let load =
@@ -43,6 +44,7 @@ pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
                 }
                 arguments.extend(load.split(' ').map(str::to_owned));
                 arguments.extend(["--threads".to_owned(), n.to_string()]);
+                arguments.extend(["--seed".to_owned(), repeat.to_string()]);
                 Run {
                     keys: vec![repeat.to_string(), look.name.to_owned(), n.to_string()],
                     arguments,
@@ -64,8 +66,10 @@ pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
     Plan {
         name: "bursts",
         command: format!(
-            "millhand bench burst --type T {load} --threads N --json, N of {threads}; for the \
-             resource manager --program examples/resource_manager instead of --type"
+            "millhand bench burst --type T {load} --threads N --seed R --json, N of {threads}, \
+             R of 1 to {}; for the resource manager --program examples/resource_manager instead \
+             of --type",
+            size.n_repeats
         ),
         keys: &["repeat", "type", "threads"],
         figures: &["dispatch_mean_ms", "pickup_mean_ms", "ideal_pickup_mean_ms"],

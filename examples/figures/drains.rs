@@ -21,6 +21,7 @@ const SHARE: f64 = 0.1;
 const MAX_LINEAR: f64 = 4.0;
 
 /// The repeats are outermost, so that a slow minute of the machine hits all types alike.
+/// In each of them the tasks are the same for all.
 pub(crate) fn plan(is_quick: bool) -> Plan {
     let (n_repeats, n_threads, n_tasks) = if is_quick { (1, 16, 4_000) } else { (3, 80, 20_000) };
     let load = format!(
@@ -31,7 +32,7 @@ pub(crate) fn plan(is_quick: bool) -> Plan {
     for repeat in 1..=n_repeats {
         for name in TYPES {
             let rate = if name == BASE { 400.0 } else { 4_000.0 };
-            let arguments = format!("drain --type {name} {load}");
+            let arguments = format!("drain --type {name} {load} --seed {repeat}");
             groups.push(vec![Run {
                 keys: vec![repeat.to_string(), name.to_owned()],
                 arguments: arguments.split(' ').map(str::to_owned).collect(),
@@ -41,7 +42,9 @@ pub(crate) fn plan(is_quick: bool) -> Plan {
     }
     Plan {
         name: "drains",
-        command: format!("millhand bench drain --type T {load} --json"),
+        command: format!(
+            "millhand bench drain --type T {load} --seed R --json, R of 1 to {n_repeats}"
+        ),
         keys: &["repeat", "type"],
         figures: &["tasks_per_second", "postgres_cpu_us_per_task", "ends_each_quarter_second"],
         groups,

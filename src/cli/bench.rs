@@ -88,6 +88,9 @@ struct Load {
     /// Give each task N of the resources, exclusively; 0 for none
     #[arg(long, value_name = "N", default_value_t = 2, global = true)]
     pick: usize,
+    /// Choose the resources by N: the same tasks whenever it is N again
+    #[arg(long, value_name = "N", global = true)]
+    seed: Option<u64>,
     /// Let each task take so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, global = true)]
     seconds: f64,
@@ -170,6 +173,9 @@ impl Load {
 
 pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure> {
     args.load.check()?;
+    if let Some(seed) = args.load.seed {
+        fastrand::seed(seed);
+    }
     let config = global.load()?;
     let named = config.database_url;
     let mut load = args.load.clone();
