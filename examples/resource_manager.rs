@@ -10,8 +10,9 @@
 //!   manager waits until one of them is done, and everything behind waits with it.
 //! - What a worker has in its queue when it dies, or when Redis loses it, is lost.
 //!
-//! To be fair it waits 2 ms where it has to wait, not a quarter of a second. Shown
-//! with two workers; with `--threads N` it has N of them and goes on until SIGTERM.
+//! To be fair it waits 2 ms where it has to wait, not a quarter of a second; and a task
+//! that conflicts with none waits for no idle worker, but goes to the one that has the
+//! fewest. Shown with two workers; with `--threads N` it has N of them and goes on until SIGTERM.
 //! It prints:
 //!
 //! ```text
@@ -195,8 +196,8 @@ impl System {
 fn main() -> Outcome<()> {
     let n_workers = match &std::env::args().skip(1).collect::<Vec<_>>()[..] {
         [] => None,
-        [flag, n] if flag == "--threads" => Some(n.parse()?),
-        _ => return Err("usage: resource_manager [--threads N]".into()),
+        [flag, n] if flag == "--threads" && n != "0" => Some(n.parse()?),
+        _ => return Err("usage: resource_manager [--threads N], N from 1 on".into()),
     };
     let ends = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {

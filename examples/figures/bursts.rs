@@ -7,7 +7,7 @@ use crate::Outcome;
 use crate::axis::Axis;
 use crate::chart::{Figure, Line, Panel, extent};
 use crate::look::{IDEAL, LOOKS, Look};
-use crate::runs::{Plan, Programs, Run};
+use crate::runs::{Plan, Programs, Run, STAGGER};
 use crate::summary::{self, Summary};
 use crate::table::Table;
 
@@ -67,9 +67,9 @@ pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
         name: "bursts",
         command: format!(
             "millhand bench burst --type T {load} --threads N --seed R --json, N of {threads}, \
-             R of 1 to {}; for the resource manager --program examples/resource_manager instead \
-             of --type",
-            size.n_repeats
+             R of 1 to {}; up to N = {together} some at once, {} s apart",
+            size.n_repeats,
+            STAGGER.as_secs()
         ),
         keys: &["repeat", "type", "threads"],
         figures: &["dispatch_mean_ms", "pickup_mean_ms", "ideal_pickup_mean_ms"],
@@ -123,11 +123,11 @@ pub(crate) fn figure(table: &Table) -> Outcome<Figure> {
         ],
         captions: vec![
             format!(
-                "{medians}; the bands go from the least to the most of them. The lower bound \
-                 is the median for the loads of all types."
+                "{medians}; the bands go from the least to the most of them. The tasks of a \
+                 repeat are the same for all. An ideal scheduler keeps their order and costs nothing."
             ),
             "The tasks only sleep; what the machine limits is the dispatches, whose thread shares \
-             the cores with the workers and both servers."
+             the cores with the workers and both servers. The resource manager runs by --program."
                 .to_owned(),
             table.comment("command").to_owned(),
             format!("{}, {}", table.comment("date"), table.comment("machine")),

@@ -78,7 +78,7 @@ pub(crate) fn figure(table: &Table) -> Outcome<Figure> {
     };
     let (_, most) = extent(lines.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y)));
     let medians = summary::describe(table.distinct("repeat")?.len());
-    let means = if is_log { ", each point the mean of 10 % of the time" } else { "" };
+    let means = if is_log { ", each point the mean of a tenth of the time until then" } else { "" };
     Ok(Figure {
         title: "A full table, worked off while more tasks come: how fast, and what it costs \
                 Postgres"
@@ -122,13 +122,14 @@ fn median_record<'a>(table: &'a Table, name: &str) -> Option<Record<'a>> {
 }
 
 /// Times and rates from numbers of ends, each over a piece or as many of them as make
-/// this share of the time. The last one is not a whole piece, and not shown.
+/// this share of the time until then; the last over those that are left. The last piece
+/// is not whole, and not shown.
 fn rates(ends: &[f64], share: f64) -> Vec<(f64, f64)> {
     let mut points = Vec::new();
     let mut begin = 0;
     for end in 1..ends.len() {
         let n_pieces = end - begin;
-        if n_pieces as f64 >= share * end as f64 {
+        if n_pieces as f64 >= share * end as f64 || end + 1 == ends.len() {
             let n_ended: f64 = ends[begin..end].iter().sum();
             let middle = f64::midpoint(begin as f64, end as f64) * PIECE;
             points.push((middle, n_ended / (n_pieces as f64 * PIECE)));
@@ -193,6 +194,8 @@ mod tests {
         let points = rates(&[10.0; 101], 0.5);
         assert!(points.iter().all(|(_, rate)| *rate == 40.0), "{points:?}");
         assert!(points.len() < 10, "{points:?}");
+        // The last stands for what is left.
+        assert_eq!(rates(&[1.0, 1.0, 1.0, 1.0, 2.0, 9.0], 0.5).last(), Some(&(1.125, 8.0)));
     }
 
     #[test]

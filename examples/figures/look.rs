@@ -48,7 +48,7 @@ pub(crate) const LOOKS: [Look; 4] = [
 
 pub(crate) const IDEAL: Look = Look {
     name: "ideal",
-    legend: "lower bound: an ideal scheduler",
+    legend: "an ideal scheduler of the same tasks",
     colour: RGBColor(0, 0, 0),
     mark: Mark::Dashes,
 };

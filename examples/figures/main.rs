@@ -39,7 +39,7 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// Measure few points and small loads, to try it out
-    #[arg(long)]
+    #[arg(long, requires = "out")]
     quick: bool,
     /// Measure with this program (default: the one built beside this example)
     #[arg(long, value_name = "PATH")]

@@ -15,7 +15,7 @@ use crate::{Outcome, machine};
 /// Between the starts of runs that go on at once: a bench has started its servers and
 /// dispatched a burst after some 4 s, and what a new server writes to the disk holds up
 /// the commits of others for some seconds more.
-const STAGGER: Duration = Duration::from_secs(12);
+pub(crate) const STAGGER: Duration = Duration::from_secs(12);
 
 /// What a figure is drawn from.
 #[derive(Debug)]

@@ -1,5 +1,5 @@
--- Statements of workers since the last reset; only where pg_stat_statements is
--- installed. What the bench itself asks is told by its mark.
+-- Statements since the last reset, but for what the bench asks to see how far it is, told
+-- by its marks; only where pg_stat_statements is installed.
 SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements
  WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND query !~ 'Whether anything is left|pg_stat'
+   AND query !~ 'Whether anything is left|were ever started|pg_stat'

@@ -1,4 +1,5 @@
-//! What a claim costs on a table with a past, at a backlog that stays as long as it is.
+//! What a claim costs on a table with a past, at a backlog that is filled up again all
+//! along.
 
 use std::time::{Duration, Instant};
 

@@ -95,14 +95,26 @@ impl Fleet {
         client: &mut Client,
         n_tasks: usize,
     ) -> Result<(), Error> {
+        self.feed_until_done(client, n_tasks, |_| Ok(false))
+    }
+
+    /// The same while more of them come: `feed` dispatches some, and says whether any
+    /// are left.
+    pub(super) fn feed_until_done(
+        &mut self,
+        client: &mut Client,
+        n_tasks: usize,
+        mut feed: impl FnMut(&mut Client) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
         let progress = Progress::new(client, n_tasks)?;
         loop {
+            let more_come = feed(client)?;
             let unfinished: bool = client
                 .query_one(include_str!("../../../sql/bench/unfinished.sql"), &[])
                 .map_err(|error| Error::postgres("could not look at the tasks", error))?
                 .get(0);
-            if !unfinished {
+            if !unfinished && !more_come {
                 return Ok(());
             }
             self.check(deadline)?;

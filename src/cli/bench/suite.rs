@@ -94,7 +94,7 @@ pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCod
             let rows = lines.iter().map(Line::row);
             writeln!(out, "\n{}", output::table(&[fleet.name(), "measured", "budget", ""], rows))?;
         }
-        writeln!(out, "oracle: {n_violations} violations")?;
+        writeln!(out, "oracle: {n_violations} violations in the drains")?;
     }
     Ok(if n_violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
