@@ -12,8 +12,8 @@
 //!
 //! To be fair it waits 2 ms where it has to wait, not a quarter of a second; and a task
 //! that conflicts with none waits for no idle worker, but goes to the one that has the
-//! fewest. Shown with two workers; with `--threads N` it has N of them and goes on until SIGTERM.
-//! It prints:
+//! fewest. Shown with two workers; with `--threads N` it has N of them and goes on until
+//! SIGTERM. It prints:
 //!
 //! ```text
 //! a task that needs a is for worker 0
@@ -25,6 +25,7 @@
 //! ```
 
 use std::error::Error;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -196,8 +197,11 @@ impl System {
 fn main() -> Outcome<()> {
     let n_workers = match &std::env::args().skip(1).collect::<Vec<_>>()[..] {
         [] => None,
-        [flag, n] if flag == "--threads" && n != "0" => Some(n.parse()?),
-        _ => return Err("usage: resource_manager [--threads N], N from 1 on".into()),
+        [flag, n] if flag == "--threads" => {
+            let n: NonZero<u16> = n.parse().map_err(|error| format!("--threads {n}: {error}"))?;
+            Some(n.get().into())
+        }
+        _ => return Err("usage: resource_manager [--threads N]".into()),
     };
     let ends = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {

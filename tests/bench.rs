@@ -20,6 +20,16 @@ fn a_drain_without_a_database_runs_on_a_private_server() {
 }
 
 #[test]
+fn tasks_that_arrive_while_others_start_are_worked_off_too() {
+    let arguments = ["--ahead", "20", "--seed", "1"];
+    let said = run(&mut millhand(DRAIN.iter().chain(&arguments).copied()));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let figures: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(figures["tasks"], 200, "{figures}");
+    assert_eq!(figures["violations"], 0, "{figures}");
+}
+
+#[test]
 fn a_database_with_tasks_is_refused_and_left_alone() {
     let database = Database::new();
     database.dispatch(&NewTask::new("precious"));

@@ -67,7 +67,7 @@ pub(crate) fn plan(is_quick: bool, together: u32, programs: &Programs) -> Plan {
         name: "bursts",
         command: format!(
             "millhand bench burst --type T {load} --threads N --seed R --json, N of {threads}, \
-             R of 1 to {}; up to N = {together} some at once, {} s apart",
+             R of 1 to {}; runs of up to {together} threads go on at once, {} s apart",
             size.n_repeats,
             STAGGER.as_secs()
         ),

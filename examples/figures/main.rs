@@ -38,7 +38,7 @@ struct Args {
     /// Measure nothing, and draw from the CSV files in DIR
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Measure few points and small loads, to try it out
+    /// Measure few points and small loads, to try it out; into DIR of --out
     #[arg(long, requires = "out")]
     quick: bool,
     /// Measure with this program (default: the one built beside this example)

@@ -229,7 +229,7 @@ fn measure(
         What::Claim(past) => claim::claim(url, client, load, past)?,
         What::All => Map::new(),
     };
-    // Others have emptied the table by then.
+    // Others have emptied the table by then, or never had a task.
     let keeps_history = matches!(what, What::Drain | What::Burst | What::Pickup);
     let mut all = Map::new();
     let what = format!("{what:?}").to_lowercase();
