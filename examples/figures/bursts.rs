@@ -94,7 +94,7 @@ pub(crate) fn figure(table: &Table) -> Outcome<Figure> {
         Some((*n as f64, summary.median))
     });
     let points = ideal.collect();
-    pickup.push(Line { look: IDEAL, is_marked: false, points, band: Vec::new() });
+    pickup.push(Line { look: IDEAL, points, band: Vec::new() });
     let (_, most) = extent(heights(&dispatch));
     let (least, longest) = extent(heights(&pickup));
     let mut legend: Vec<Look> = dispatch.iter().map(|line| line.look).collect();
@@ -144,7 +144,6 @@ fn lines(table: &Table, threads: &[u64], column: &str, unit: f64) -> Vec<Line> {
         let summaries: Vec<(f64, Summary)> = summaries.collect();
         Line {
             look: *look,
-            is_marked: true,
             points: summaries.iter().map(|(n, summary)| (*n, summary.median)).collect(),
             band: summaries.iter().map(|(n, summary)| (*n, summary.least, summary.most)).collect(),
         }

@@ -176,11 +176,9 @@ fn draw_line<DB: DrawingBackend<ErrorType: 'static>>(
         return Ok(());
     }
     chart.draw_series([PathElement::new(line.points.clone(), stroke)])?;
-    if line.is_marked {
-        for point in &line.points {
-            let at = chart.backend_coord(point);
-            draw_mark(whole, at, &line.look)?;
-        }
+    for point in &line.points {
+        let at = chart.backend_coord(point);
+        draw_mark(whole, at, &line.look)?;
     }
     Ok(())
 }

@@ -26,8 +26,6 @@ pub(crate) struct Panel {
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) look: Look,
-    /// Whether each point has a mark.
-    pub(crate) is_marked: bool,
     pub(crate) points: Vec<(f64, f64)>,
     /// At an x, from a y to a y.
     pub(crate) band: Vec<(f64, f64, f64)>,

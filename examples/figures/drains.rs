@@ -65,7 +65,6 @@ pub(crate) fn figure(table: &Table) -> Outcome<Figure> {
     let is_log = longest / shortest > MAX_LINEAR;
     let line = |(look, ends): &(Look, Vec<f64>)| Line {
         look: *look,
-        is_marked: false,
         points: rates(ends, if is_log { SHARE } else { 0.0 }),
         band: Vec::new(),
     };

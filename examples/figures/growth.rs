@@ -127,7 +127,7 @@ fn line(records: &[Record<'_>], look: &Look, column: &str, values: &[u64]) -> Li
         Some((*value as f64, summary.median))
     };
     let points = values.iter().filter_map(point).collect();
-    Line { look: *look, is_marked: true, points, band: Vec::new() }
+    Line { look: *look, points, band: Vec::new() }
 }
 
 #[cfg(test)]
