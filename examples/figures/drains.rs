@@ -77,7 +77,11 @@ pub(crate) fn figure(table: &Table) -> Outcome<Figure> {
     };
     let (_, most) = extent(lines.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y)));
     let medians = summary::describe(table.distinct("repeat")?.len());
-    let means = if is_log { ", each point the mean of a tenth of the time until then" } else { "" };
+    let means = if is_log {
+        ", each point the mean of quarters of a second, of at least a tenth of the time until then"
+    } else {
+        ""
+    };
     Ok(Figure {
         title: "A full table, worked off while more tasks come: how fast, and what it costs \
                 Postgres"

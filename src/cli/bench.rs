@@ -282,8 +282,12 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
     let mut figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
     figures.insert("bulk_dispatch_per_second".to_owned(), json!(n_ahead as f64 / fill_seconds));
+    let events = history::read(client)?;
+    let first_start = events.iter().map(|event| event.started).fold(f64::INFINITY, f64::min);
+    let n_arrived = events.iter().filter(|event| event.created > first_start).count();
+    figures.insert("dispatched_after_first_start".to_owned(), json!(n_arrived));
     if load.json {
-        let ends = history::ends_over_time(&history::read(client)?, PIECE);
+        let ends = history::ends_over_time(&events, PIECE);
         figures.insert("ends_each_quarter_second".to_owned(), json!(ends));
     }
     Ok(figures)

