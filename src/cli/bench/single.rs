@@ -1,6 +1,6 @@
 //! Figures of `bench all` that are no rates: how long a cancel and a death take,
 //! what a command costs, how near a burst comes to the ideal, what a claim costs
-//! on a full table.
+//! on a full table. All but the last leave their history in the table, to be judged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::process::{Command, Stdio};
