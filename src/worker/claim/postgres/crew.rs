@@ -57,7 +57,7 @@ struct State {
     bell_hung: Option<Instant>,
     /// How often it rang in vain of late.
     vain_rings: u32,
-    /// Who takes a turn, and since when.
+    /// Who takes a turn or was woken for one, and since when.
     turns: Vec<(usize, Instant)>,
     n_turns: u64,
     /// Reasons to look that arose so far and that nobody was woken for.
@@ -71,8 +71,8 @@ struct State {
     next_look: Option<Instant>,
 }
 
-/// What a worker does in its turn.
-#[derive(Debug, Clone, Copy)]
+/// What a worker does in its turn; by default one that nobody else has to do with.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Plan {
     /// Others here could take more work.
     pub(crate) idle_siblings: bool,
@@ -171,6 +171,7 @@ impl Crew {
     pub(crate) fn begin_turn(&self, worker: usize, ends_task: bool) -> Plan {
         let mut state = self.lock();
         state.idle.retain(|idle| *idle != worker);
+        state.turns.retain(|(other, _)| *other != worker);
         state.turns.push((worker, Instant::now()));
         state.n_turns += 1;
         if !ends_task {
@@ -287,11 +288,12 @@ impl Crew {
         }
     }
 
-    /// The worker's connection is gone, and its bell with it. Whatever it was
-    /// woken for is left to another.
+    /// The worker's connection is gone, and its bell with it, or its turn ended without
+    /// an answer. Whatever it was woken for is left to another.
     pub(crate) fn drop_out(&self, worker: usize) {
         let mut state = self.lock();
         state.idle.retain(|idle| *idle != worker);
+        state.turns.retain(|(other, _)| *other != worker);
         if state.sentinel == Some(worker) {
             state.sentinel = None;
             state.bell_hung = None;
@@ -303,12 +305,6 @@ impl Crew {
             Some(idle) => self.wake(&mut state, idle),
             None => state.reasons += 1,
         }
-    }
-
-    /// A turn ended without an answer.
-    pub(crate) fn abandon_turn(&self, worker: usize) {
-        self.lock().turns.retain(|(other, _)| *other != worker);
-        self.drop_out(worker);
     }
 
     /// How many turns were begun so far.
@@ -327,8 +323,11 @@ impl Crew {
         state.n_moving() < self.most_turns
     }
 
+    /// Its turn is under way from now on: on a busy machine much may ring before it
+    /// begins, and each time would wake another one.
     fn wake(&self, state: &mut State, worker: usize) {
         state.idle.retain(|idle| *idle != worker);
+        state.turns.push((worker, Instant::now()));
         self.mailboxes[worker].send(Event::Wakeup);
     }
 

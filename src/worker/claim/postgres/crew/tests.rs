@@ -474,7 +474,7 @@ impl World {
         self.bells.retain(|holder| *holder != worker);
         self.dispatching.retain(|holder| *holder != worker);
         if in_turn {
-            self.crews[crew].abandon_turn(index);
+            self.crews[crew].drop_out(index);
         }
         if in_turn && !committed && self.random.bool() {
             self.note(format!("worker {worker}: its turn fails"));
