@@ -253,8 +253,9 @@ impl PostgresClaims<'_> {
         let sight = Sight { low: position, stragglers: Vec::new() };
         self.turn(None, true, &sight, Plan::default())?;
         let ended = Ended { id: TaskId(id), outcome: Outcome::completed(Value::Null) };
-        // It lets go of the locks, which a rollback would not.
-        self.turn(Some(&ended), true, &sight, Plan::default())?;
+        // It lets go of the locks, which a rollback would not. And it wants no other task:
+        // type pulpcore would walk, and bring back all that is parked.
+        self.turn(Some(&ended), false, &sight, Plan::default())?;
         if self.way == Way::Look {
             let nothing: &[i64] = &[];
             let park = include_str!("../../../sql/queries/park.sql");
