@@ -4,14 +4,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use millhand::{NewTask, TaskId, TaskState, client};
-use rustix::process::Signal;
+use millhand::{NewTask, TaskId, client};
 
 use crate::support::database::Database;
-use crate::support::process::{GATE_HANDLERS, Workshop, gate_task};
 use crate::support::scenario::with_resources;
 use crate::support::session::{Session, Turn};
-use crate::support::{SOON, clean, oracle, wait_until};
+use crate::support::{SOON, oracle, wait_until};
 
 /// Each of two who end tasks at once sees the other's task running still. The
 /// one that came second knows of the first and says that it must be looked again.
@@ -229,46 +227,4 @@ fn look_end_and_cancel_at_once(n_resources: usize, names: &[&str]) {
     let parked = connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap();
     assert_eq!(parked.get::<_, i64>(0), 0);
     oracle::assert_sound(&database);
-}
-
-/// What a session rehearses as it opens is undone: no row, no drawn id and no lock.
-#[test]
-fn a_rehearsal_leaves_nothing() {
-    for worker_type in ["postgres", "pulpcore"] {
-        let database = Database::new();
-        let workshop = Workshop::new(&database, GATE_HANDLERS);
-        let gate_task = gate_task(&workshop, "gate", "all");
-        let first = database.dispatch(&gate_task);
-        let worker = workshop.worker(worker_type, &["--threads", "4"]);
-        let mut ids = vec![first];
-        ids.extend((0..3).map(|_| database.dispatch(&gate_task)));
-        // Whoever runs a task has rehearsed.
-        for id in ids {
-            database.wait_for_state(id, TaskState::Running);
-        }
-        assert_eq!(database.dispatch(&gate_task), TaskId(first.0 + 4));
-        workshop.open_gate("all");
-        database.wait_for_all_final();
-        assert_eq!(database.tasks().len(), 5);
-        let mut connection = database.connect();
-        wait_until(&database, "sessions hold what belongs to an idle worker", SOON, || {
-            let others = connection
-                .query_one(
-                    "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                      WHERE a.application_name LIKE 'millhand worker %'
-                        AND a.datname = current_database() AND l.locktype = 'advisory'
-                        AND (l.classid::bigint << 32 | l.objid::bigint) <> ALL
-                            (array_append(ARRAY(SELECT millhand.worker_lock(id) FROM millhand.worker),
-                                          millhand.bell_lock()))",
-                    &[],
-                )
-                .unwrap();
-            match others.get::<_, i64>(0) {
-                0 => Ok(()),
-                n => Err(format!("{n} other locks")),
-            }
-        });
-        worker.stop(Signal::TERM);
-        clean::assert_clean(&database, &workshop);
-    }
 }

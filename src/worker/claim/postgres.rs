@@ -16,7 +16,7 @@ use postgres::types::ToSql;
 use postgres::{Client, Statement};
 use serde_json::Value;
 
-use super::{BackEnd, Claimed, Claims, Ended, Outcome, Previous, Turn};
+use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::config::WorkerType;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
@@ -84,7 +84,7 @@ impl BackEnd for PostgresBackEnd {
             .map_err(fail)?;
         let worker = shared.register(&mut client, name, self.way.worker_type(), None, previous)?;
         let statement = client.prepare(self.way.turn()).map_err(fail)?;
-        let mut claims = PostgresClaims {
+        Ok(Box::new(PostgresClaims {
             shared,
             crew: &self.crew,
             way: self.way,
@@ -94,9 +94,7 @@ impl BackEnd for PostgresBackEnd {
             worker,
             name: name.to_owned(),
             has_joined: false,
-        };
-        claims.rehearse()?;
-        Ok(Box::new(claims))
+        }))
     }
 
     fn ring(&self) {
@@ -229,39 +227,6 @@ impl PostgresClaims<'_> {
             bell_hung: flag("bell_hung"),
         };
         Ok(Some((task, found)))
-    }
-
-    /// Starts, ends and parks in a transaction that is rolled back.
-    ///
-    /// The first turn of a session takes several times as long as any later one,
-    /// because the session has yet to read up on tables and functions. Here nobody
-    /// waits for that; else it would come when many tasks arrive at once. (80 free
-    /// tasks, dispatched one by one to 80 threads that have just come: they start
-    /// after 13 ms in the mean, instead of 53.)
-    fn rehearse(&mut self) -> Result<(), Error> {
-        let Some(handler) = self.shared.handlers.first() else { return Ok(()) };
-        let fail = |error| Error::postgres("could not rehearse a turn", error);
-        // Names of its own, so that it draws none from a sequence, and so that no two
-        // rehearsals have to do with each other. And beyond all that there is, so that
-        // nothing else is looked at.
-        let id = -self.worker;
-        let position = i64::MAX - self.worker;
-        let is_marked = self.way != Way::Look;
-        self.client.batch_execute("BEGIN").map_err(fail)?;
-        let rehearse = include_str!("../../../sql/queries/rehearse.sql");
-        self.client.execute(rehearse, &[&id, handler, &position, &is_marked]).map_err(fail)?;
-        let sight = Sight { low: position, stragglers: Vec::new() };
-        self.turn(None, true, &sight, Plan::default())?;
-        let ended = Ended { id: TaskId(id), outcome: Outcome::completed(Value::Null) };
-        // It lets go of the locks, which a rollback would not. And it wants no other task:
-        // type pulpcore would walk, and bring back all that is parked.
-        self.turn(Some(&ended), false, &sight, Plan::default())?;
-        if self.way == Way::Look {
-            let nothing: &[i64] = &[];
-            let park = include_str!("../../../sql/queries/park.sql");
-            self.client.query(park, &[&nothing, &nothing, &0i64, &nothing]).map_err(fail)?;
-        }
-        self.client.batch_execute("ROLLBACK").map_err(fail)
     }
 
     /// Waits after a turn that found nothing.

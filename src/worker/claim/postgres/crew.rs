@@ -71,8 +71,8 @@ struct State {
     next_look: Option<Instant>,
 }
 
-/// What a worker does in its turn; by default one that nobody else has to do with.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a worker does in its turn.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     /// Others here could take more work.
     pub(crate) idle_siblings: bool,
