@@ -639,7 +639,12 @@ BEGIN
             END IF;
         END IF;
         EXIT WHEN task_id IS NOT NULL;
-        IF is_deep AND n_passed > 40 THEN
+        IF is_deep AND n_passed > 40
+           AND (n_passed >= 200
+                OR EXISTS (SELECT FROM millhand.task t
+                            WHERE t.id = ANY (ARRAY[behind[1], for_others[1]])
+                              AND t.created_at < clock_timestamp() - interval '0.25 s'))
+        THEN
             n_parked := millhand.park(behind, low, stragglers)
                         + millhand.park_for_others(for_others);
             IF unfinished AND n_last = 200 AND n_parked * 2 < n_passed - 20 THEN

@@ -154,8 +154,9 @@ fn every_query_can_be_prepared() {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let sql = fs::read_to_string(&path).unwrap();
-        // What is set for a session is a script; all else is one statement.
-        let result = if path.ends_with("worker_session.sql") {
+        // What makes a session ready is a script; all else is one statement.
+        let scripts = ["worker_session.sql", "rehearse.sql", "rehearse_unblocked.sql"];
+        let result = if scripts.iter().any(|script| path.ends_with(script)) {
             connection.batch_execute(&sql)
         } else {
             connection.prepare(&sql).map(drop)

@@ -287,7 +287,7 @@ fn processes_that_park_and_end_at_once_leave_nothing_parked() {
                     1 => format!("+r{number} s"),
                     _ => format!("r{number} +s"),
                 };
-                dispatch_fill(&mut scenario, 60, &resources);
+                dispatch_fill(&mut scenario, 90, &resources);
             }
         }
         scenario.database.wait_for_all_final();

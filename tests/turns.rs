@@ -4,12 +4,14 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use millhand::{NewTask, TaskId, client};
+use millhand::{NewTask, TaskId, TaskState, client};
+use rustix::process::Signal;
 
 use crate::support::database::Database;
+use crate::support::process::{GATE_HANDLERS, Workshop, gate_task};
 use crate::support::scenario::with_resources;
 use crate::support::session::{Session, Turn};
-use crate::support::{SOON, oracle, wait_until};
+use crate::support::{SOON, clean, oracle, wait_until};
 
 /// Each of two who end tasks at once sees the other's task running still. The
 /// one that came second knows of the first and says that it must be looked again.
@@ -154,6 +156,35 @@ fn few_that_can_be_parked_among_many_that_cannot_take_few_looks() {
     panic!("the free task was not found in {FEW_LOOKS} looks");
 }
 
+/// A burst is not parked while it is dispatched, unless it gets in the way.
+#[test]
+fn what_has_just_come_is_parked_later_or_if_a_look_gets_to_200() {
+    for (n_behind, n_at_once) in [(199, 0), (200, 180)] {
+        let database = Database::new();
+        let mut sessions = ["a", "b"].map(|name| Session::new(&database, name));
+        database.dispatch(&NewTask::new("t").exclusive("held"));
+        assert!(sessions[0].turn(&Turn::default()).unwrap().task.is_some());
+        let mut connection = database.connect();
+        let behind = vec![NewTask::new("t").exclusive("held"); n_behind];
+        client::dispatch_many(&mut connection, &behind).unwrap();
+        let mut n_parked = |age: &str| {
+            let older =
+                format!("UPDATE millhand.task SET created_at = created_at - interval '{age}'");
+            connection.batch_execute(&older).unwrap();
+            let found = sessions[1].turn(&Turn { hang_bell: true, ..Turn::default() }).unwrap();
+            if found.bell_hung {
+                let down = Turn { take_bell_down: true, ..Turn::default() };
+                assert_eq!(sessions[1].turn(&down).unwrap().task, None);
+            }
+            let parked = connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap();
+            parked.get::<_, i64>(0)
+        };
+        // An hour later, so that the machine may be as slow as it likes.
+        assert_eq!(n_parked("-1 h"), n_at_once, "behind: {n_behind}");
+        assert_eq!(n_parked("2 h"), n_behind as i64 - 20, "behind: {n_behind}");
+    }
+}
+
 #[test]
 fn looks_that_park_for_others_forget_nothing() {
     look_end_and_cancel_at_once(500, &["t", "u"]);
@@ -227,4 +258,50 @@ fn look_end_and_cancel_at_once(n_resources: usize, names: &[&str]) {
     let parked = connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap();
     assert_eq!(parked.get::<_, i64>(0), 0);
     oracle::assert_sound(&database);
+}
+
+/// What each session rehearses as it opens is undone: no row, no drawn id and no lock;
+/// all that tells of it is a fencing token.
+#[test]
+fn a_rehearsal_leaves_nothing() {
+    for worker_type in ["postgres", "pulpcore"] {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let gate_task = gate_task(&workshop, "gate", "all");
+        let first = database.dispatch(&gate_task);
+        let worker = workshop.worker(worker_type, &["--threads", "4"]);
+        let mut ids = vec![first];
+        ids.extend((0..3).map(|_| database.dispatch(&gate_task)));
+        // Whoever runs a task has rehearsed.
+        for id in ids {
+            database.wait_for_state(id, TaskState::Running);
+        }
+        assert_eq!(database.dispatch(&gate_task), TaskId(first.0 + 4));
+        workshop.open_gate("all");
+        database.wait_for_all_final();
+        assert_eq!(database.tasks().len(), 5);
+        let mut connection = database.connect();
+        let drawn =
+            connection.query_one("SELECT last_value FROM millhand.task_fence", &[]).unwrap();
+        assert_eq!(drawn.get::<_, i64>(0), 5 + 4);
+        wait_until(&database, "sessions hold what belongs to an idle worker", SOON, || {
+            let others = connection
+                .query_one(
+                    "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                      WHERE a.application_name LIKE 'millhand worker %'
+                        AND a.datname = current_database() AND l.locktype = 'advisory'
+                        AND (l.classid::bigint << 32 | l.objid::bigint) <> ALL
+                            (array_append(ARRAY(SELECT millhand.worker_lock(id) FROM millhand.worker),
+                                          millhand.bell_lock()))",
+                    &[],
+                )
+                .unwrap();
+            match others.get::<_, i64>(0) {
+                0 => Ok(()),
+                n => Err(format!("{n} other locks")),
+            }
+        });
+        worker.stop(Signal::TERM);
+        clean::assert_clean(&database, &workshop);
+    }
 }

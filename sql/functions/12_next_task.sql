@@ -17,9 +17,10 @@
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
 -- which costs little. If the worker that waits for its whole process has passed
 -- over two pages and found nothing, it parks those beyond the first, and its next
--- look, at once, goes on from there. If it can park less than half of them, because
--- somebody keeps their rows or those of their blockers locked, it goes to 10,000: steps
--- of a few would get nowhere.
+-- look, at once, goes on from there. (If it did not get to 200, and they have just
+-- come, they stay for now: parking beside a burst slows down whoever dispatches it.)
+-- If it can park less than half of them, because somebody keeps their rows or those
+-- of their blockers locked, it goes to 10,000: steps of a few would get nowhere.
 -- `low` and `stragglers` say where to look (in_sight).
 --
 -- The bell. One idle worker of each process holds bell_lock in shared mode, so
@@ -222,7 +223,12 @@ BEGIN
             END IF;
         END IF;
         EXIT WHEN task_id IS NOT NULL;
-        IF is_deep AND n_passed > 40 THEN
+        IF is_deep AND n_passed > 40
+           AND (n_passed >= 200
+                OR EXISTS (SELECT FROM millhand.task t
+                            WHERE t.id = ANY (ARRAY[behind[1], for_others[1]])
+                              AND t.created_at < clock_timestamp() - interval '0.25 s'))
+        THEN
             n_parked := millhand.park(behind, low, stragglers)
                         + millhand.park_for_others(for_others);
             IF unfinished AND n_last = 200 AND n_parked * 2 < n_passed - 20 THEN

@@ -9,6 +9,7 @@ mod fleet;
 mod history;
 mod measure;
 mod single;
+mod starts;
 mod suite;
 
 use std::path::PathBuf;
@@ -24,8 +25,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, Global, oracle};
 use claim::Past;
-use fleet::{Fleet, count_started};
+use fleet::Fleet;
 use measure::{Meter, percentile};
+use starts::Starts;
 
 /// Tasks of one bulk dispatch.
 const BATCH: usize = 1000;
@@ -264,15 +266,18 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
     fill(client, load, n_ahead)?;
     let fill_seconds = began.elapsed().as_secs_f64();
     execute(client, "CHECKPOINT")?;
-    let n_before = count_started(client)?;
+    let mut starts = Starts::new(load.processes * load.threads);
     let mut waker = load.waker()?;
     let mut n_dispatched = n_ahead;
     let mut meter = Meter::start(client, load, None)?;
     let mut fleet = Fleet::start(url, load)?;
-    fleet.feed_until_done(client, n_tasks, |client| {
+    fleet.feed_until_done(client, n_tasks, |client, all_ended| {
         if n_dispatched < n_tasks {
-            let n_started = (count_started(client)? - n_before) as usize;
-            let n = (n_ahead + n_started).min(n_tasks) - n_dispatched;
+            let n_started = match all_ended {
+                true => starts.are(n_dispatched, client)?,
+                false => starts.count(client)?,
+            };
+            let n = (n_ahead + n_started).min(n_tasks).saturating_sub(n_dispatched);
             fill(client, load, n)?;
             wake(&mut waker)?;
             n_dispatched += n;

@@ -8,9 +8,10 @@ use millhand::{Error, NewTask, client};
 use postgres::Client;
 use serde_json::{Map, Value, json};
 
-use super::fleet::{Fleet, count_started};
+use super::fleet::Fleet;
 use super::measure::Meter;
 use super::single::{clean, wait_until_running};
+use super::starts::Starts;
 use super::{BATCH, Load, execute, fill, wake};
 
 /// How often what was started is made good for.
@@ -60,18 +61,19 @@ pub(super) fn claim(
             client::dispatch_many(client, &vec![blocked.clone(); n])?;
         }
     }
-    let mut made_good = count_started(client)?;
+    let mut starts = Starts::new(fleet_load.processes * fleet_load.threads);
+    let mut made_good = starts.count(client)?;
     fill(client, load, past.waiting)?;
     clean(client)?;
     let fleet = match fleet {
         Some(fleet) => fleet,
         None => start(url, client, &fleet_load)?,
     };
-    keep_waiting(client, load, WARM_UP, &mut made_good)?;
+    keep_waiting(client, load, WARM_UP, &mut starts, &mut made_good)?;
     let mut meter = Meter::start(client, load, None)?;
     let began = Instant::now();
     let time = load.duration.unwrap_or(Duration::from_secs(5));
-    let n_started = keep_waiting(client, load, time, &mut made_good)?;
+    let n_started = keep_waiting(client, load, time, &mut starts, &mut made_good)?;
     let seconds = began.elapsed().as_secs_f64();
     let cpu = meter.postgres_cpu(client)?;
     drop(fleet);
@@ -100,15 +102,16 @@ fn keep_waiting(
     client: &mut Client,
     load: &Load,
     time: Duration,
-    made_good: &mut i64,
-) -> Result<i64, Error> {
+    starts: &mut Starts,
+    made_good: &mut usize,
+) -> Result<usize, Error> {
     let first = *made_good;
     let mut waker = load.waker()?;
     let began = Instant::now();
     while began.elapsed() < time {
         std::thread::sleep(REFILL_INTERVAL);
-        let now = count_started(client)?;
-        fill(client, load, (now - *made_good) as usize)?;
+        let now = starts.count(client)?.max(*made_good);
+        fill(client, load, now - *made_good)?;
         wake(&mut waker)?;
         *made_good = now;
     }

@@ -10,6 +10,7 @@ use postgres::Client;
 use rustix::process::{Pid, Signal};
 use tempfile::NamedTempFile;
 
+use super::starts::Starts;
 use super::{Load, PATIENCE};
 use crate::cli::dev::this_program;
 
@@ -95,22 +96,23 @@ impl Fleet {
         client: &mut Client,
         n_tasks: usize,
     ) -> Result<(), Error> {
-        self.feed_until_done(client, n_tasks, |_| Ok(false))
+        self.feed_until_done(client, n_tasks, |_, _| Ok(false))
     }
 
-    /// The same while more of them come: `feed` dispatches some, and says whether any
-    /// are left.
+    /// The same while more of them come: `feed`, which is told whether all that came so
+    /// far has ended, dispatches some, and says whether any are left.
     pub(super) fn feed_until_done(
         &mut self,
         client: &mut Client,
         n_tasks: usize,
-        mut feed: impl FnMut(&mut Client) -> Result<bool, Error>,
+        mut feed: impl FnMut(&mut Client, bool) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
-        let progress = Progress::new(client, n_tasks)?;
+        let mut progress = Progress::new(n_tasks, self.n_workers);
+        let mut unfinished = true;
         loop {
-            let more_come = feed(client)?;
-            let unfinished: bool = client
+            let more_come = feed(client, !unfinished)?;
+            unfinished = client
                 .query_one(include_str!("../../../sql/bench/unfinished.sql"), &[])
                 .map_err(|error| Error::postgres("could not look at the tasks", error))?
                 .get(0);
@@ -179,42 +181,27 @@ impl Drop for Fleet {
     }
 }
 
-/// How many tasks were ever started.
-pub(super) fn count_started(client: &mut Client) -> Result<i64, Error> {
-    count(client, include_str!("../../../sql/bench/n_started.sql"))
-}
-
-fn count(client: &mut Client, query: &str) -> Result<i64, Error> {
-    let row = client
-        .query_one(query, &[])
-        .map_err(|error| Error::postgres("could not count what was started", error))?;
-    Ok(row.get("n"))
-}
-
 /// A bar on a terminal; elsewhere nothing, and nothing is asked for it.
 struct Progress {
     bar: Option<ProgressBar>,
-    n_before: i64,
+    starts: Starts,
 }
 
 impl Progress {
-    fn new(client: &mut Client, n_tasks: usize) -> Result<Progress, Error> {
-        if !std::io::stderr().is_terminal() {
-            return Ok(Progress { bar: None, n_before: 0 });
-        }
-        let style = ProgressStyle::with_template(
-            "{wide_bar} {pos}/{len} tasks started, {elapsed}, {eta} left",
-        );
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(n_tasks as u64).with_style(style);
-        let n_begun = count(client, include_str!("../../../sql/bench/n_begun.sql"))?;
-        Ok(Progress { bar: Some(bar), n_before: count_started(client)? - n_begun })
+    fn new(n_tasks: usize, n_workers: usize) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template(
+                "{wide_bar} {pos}/{len} tasks started, {elapsed}, {eta} left",
+            );
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(n_tasks as u64).with_style(style)
+        });
+        Progress { bar, starts: Starts::new(n_workers) }
     }
 
-    fn show(&self, client: &mut Client) -> Result<(), Error> {
+    fn show(&mut self, client: &mut Client) -> Result<(), Error> {
         if let Some(bar) = &self.bar {
-            let n = count_started(client)? - self.n_before;
-            bar.set_position(n.max(0).cast_unsigned());
+            bar.set_position(self.starts.count(client)? as u64);
         }
         Ok(())
     }
