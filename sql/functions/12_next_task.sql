@@ -17,8 +17,9 @@
 -- The first 20 waiting tasks are a page, not a horizon. A look goes on to 200,
 -- which costs little. If the worker that waits for its whole process has passed
 -- over two pages and found nothing, it parks those beyond the first, and its next
--- look, at once, goes on from there. (If it did not get to 200, and they have just
--- come, they stay for now: parking beside a burst slows down whoever dispatches it.)
+-- look, at once, goes on from there. (If it did not get to 200, and they came within
+-- the last 0.25 s, in which some hundreds are dispatched one by one, they stay for now:
+-- parking beside a burst slows down whoever dispatches it.)
 -- If it can park less than half of them, because somebody keeps their rows or those
 -- of their blockers locked, it goes to 10,000: steps of a few would get nowhere.
 -- `low` and `stragglers` say where to look (in_sight).

@@ -273,10 +273,10 @@ fn drain(url: &str, client: &mut Client, load: &Load) -> Result<Map<String, Valu
     let mut fleet = Fleet::start(url, load)?;
     fleet.feed_until_done(client, n_tasks, |client, all_ended| {
         if n_dispatched < n_tasks {
-            let n_started = match all_ended {
-                true => starts.are(n_dispatched, client)?,
-                false => starts.count(client)?,
-            };
+            if all_ended {
+                starts.set(n_dispatched, client)?;
+            }
+            let n_started = starts.count(client)?;
             let n = (n_ahead + n_started).min(n_tasks).saturating_sub(n_dispatched);
             fill(client, load, n)?;
             wake(&mut waker)?;

@@ -7,8 +7,8 @@ use postgres::Client;
 /// start, and to read the last costs nothing, however many tasks there are.
 ///
 /// Workers draw some, too, to rehearse before they come online. Until all are, the rows are
-/// counted instead. (Starts that are under way at that moment are missing from
-/// then on, until `are` says better.)
+/// counted instead. (Starts that are under way at that moment are missing from then on,
+/// until `set` makes up for them.)
 pub(super) struct Starts {
     n_workers: usize,
     /// Tokens that were not drawn for what is in the table.
@@ -21,14 +21,15 @@ impl Starts {
         Starts { n_workers, n_others: None }
     }
 
-    /// All that is in the table has been started, so many.
-    pub(super) fn are(&mut self, n: usize, client: &mut Client) -> Result<usize, Error> {
+    /// So many have been started, and none is being started.
+    pub(super) fn set(&mut self, n: usize, client: &mut Client) -> Result<(), Error> {
         if let Some(n_others) = &mut self.n_others {
             *n_others = n_tokens(client)? - n as i64;
         }
-        Ok(n)
+        Ok(())
     }
 
+    /// How many have been started so far.
     pub(super) fn count(&mut self, client: &mut Client) -> Result<usize, Error> {
         let n_others = match self.n_others {
             Some(n_others) => n_others,
