@@ -261,7 +261,7 @@ fn look_end_and_cancel_at_once(n_resources: usize, names: &[&str]) {
 }
 
 /// What each session rehearses as it opens is undone: no row, no drawn id and no lock;
-/// all that tells of it is a fencing token.
+/// all that tells of it are fencing tokens.
 #[test]
 fn a_rehearsal_leaves_nothing() {
     for worker_type in ["postgres", "pulpcore"] {
@@ -283,25 +283,72 @@ fn a_rehearsal_leaves_nothing() {
         let mut connection = database.connect();
         let drawn =
             connection.query_one("SELECT last_value FROM millhand.task_fence", &[]).unwrap();
-        assert_eq!(drawn.get::<_, i64>(0), 5 + 4);
+        assert_eq!(drawn.get::<_, i64>(0), 5 + 4 * 2);
         wait_until(&database, "sessions hold what belongs to an idle worker", SOON, || {
-            let others = connection
+            let locks = connection
                 .query_one(
-                    "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                      WHERE a.application_name LIKE 'millhand worker %'
-                        AND a.datname = current_database() AND l.locktype = 'advisory'
-                        AND (l.classid::bigint << 32 | l.objid::bigint) <> ALL
-                            (array_append(ARRAY(SELECT millhand.worker_lock(id) FROM millhand.worker),
-                                          millhand.bell_lock()))",
+                    "SELECT count(*) FILTER (WHERE key <> ALL (w.locks || millhand.bell_lock())),
+                            count(*) FILTER (WHERE key = millhand.bell_lock())
+                       FROM (SELECT l.classid::bigint << 32 | l.objid::bigint AS key
+                               FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                              WHERE a.application_name LIKE 'millhand worker %'
+                                AND a.datname = current_database()
+                                AND l.locktype = 'advisory') AS l
+                      CROSS JOIN (SELECT array_agg(millhand.worker_lock(id)) AS locks
+                                    FROM millhand.worker) AS w",
                     &[],
                 )
                 .unwrap();
-            match others.get::<_, i64>(0) {
-                0 => Ok(()),
-                n => Err(format!("{n} other locks")),
+            match (locks.get::<_, i64>(0), locks.get::<_, i64>(1)) {
+                (0, 1) => Ok(()),
+                (n, n_bells) => Err(format!("{n} other locks, and the bell {n_bells} times")),
             }
         });
         worker.stop(Signal::TERM);
         clean::assert_clean(&database, &workshop);
+    }
+}
+
+/// Others park between the turns of a rehearsal: it goes on, and all that is parked stays.
+#[test]
+fn what_is_parked_during_a_rehearsal_stays_parked() {
+    for script in [
+        include_str!("../sql/queries/rehearse.sql"),
+        include_str!("../sql/queries/rehearse_unblocked.sql"),
+    ] {
+        let statements: Vec<&str> = script.split_inclusive(";\n").collect();
+        assert!(statements.len() > 5);
+        for n_before in 1..statements.len() {
+            let (before, after) = statements.split_at(n_before);
+            let database = Database::new();
+            let mut rehearser = database.connect();
+            rehearser
+                .batch_execute(include_str!("../sql/queries/worker_session.sql"))
+                .and_then(|()| rehearser.batch_execute(&before.concat()))
+                .unwrap();
+            let mut connection = database.connect();
+            let held = vec![NewTask::new("t").exclusive("held"); 61];
+            client::dispatch_many(&mut connection, &held).unwrap();
+            connection
+                .batch_execute("UPDATE millhand.task SET created_at = created_at - interval '1 h'")
+                .unwrap();
+            let mut sessions = ["a", "b"].map(|name| Session::new(&database, name));
+            assert!(sessions[0].turn(&Turn::default()).unwrap().task.is_some());
+            let deep = Turn { hang_bell: true, ..Turn::default() };
+            assert_eq!(sessions[1].turn(&deep).unwrap().task, None);
+            let said = format!("after {n_before} of {} statements", statements.len());
+            rehearser.batch_execute(&after.concat()).expect(&said);
+            let locks: i64 = rehearser
+                .query_one(
+                    "SELECT count(*) FROM pg_locks
+                      WHERE pid = pg_backend_pid() AND locktype = 'advisory'",
+                    &[],
+                )
+                .unwrap()
+                .get(0);
+            let parked: i64 =
+                connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap().get(0);
+            assert_eq!((locks, parked, database.tasks().len()), (0, 40, 61), "{said}");
+        }
     }
 }

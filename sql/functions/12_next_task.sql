@@ -71,6 +71,7 @@ DECLARE
     reserved_exclusive text[];
     reserved_shared text[];
     blocked boolean;
+    nothing_new boolean;
     locked boolean;
     n_passed integer;
     n_last integer := 200;
@@ -136,7 +137,13 @@ BEGIN
             has_rows := true;
             EXIT WHEN candidate.behind_parked IS NOT NULL AND NOT has_unparked;
             IF candidate.state = 'waiting' THEN
-                blocked := candidate.exclusive && reserved_exclusive
+                -- Most of those in a long line need nothing but what those before them
+                -- need. If any of that exclusively, they are blocked, and nothing else
+                -- has to be compared.
+                nothing_new := candidate.exclusive <@ reserved_exclusive
+                               AND candidate.shared <@ reserved_shared;
+                blocked := nothing_new AND candidate.exclusive <> '{}'
+                           OR candidate.exclusive && reserved_exclusive
                            OR candidate.exclusive && reserved_shared
                            OR candidate.shared && reserved_exclusive
                            OR candidate.behind_parked IS TRUE;
@@ -192,9 +199,8 @@ BEGIN
                         more := look_further;
                         EXIT;
                     END IF;
-                    CONTINUE WHEN candidate.exclusive <@ reserved_exclusive
-                              AND candidate.shared <@ reserved_shared;
                 END IF;
+                CONTINUE WHEN nothing_new;
             END IF;
             reserved_exclusive := reserved_exclusive || candidate.exclusive;
             IF candidate.shared <> '{}' THEN
@@ -224,12 +230,13 @@ BEGIN
             END IF;
         END IF;
         EXIT WHEN task_id IS NOT NULL;
-        IF is_deep AND n_passed > 40
-           AND (n_passed >= 200
-                OR EXISTS (SELECT FROM millhand.task t
-                            WHERE t.id = ANY (ARRAY[behind[1], for_others[1]])
-                              AND t.created_at < clock_timestamp() - interval '0.25 s'))
-        THEN
+        is_deep := is_deep AND n_passed > 40;
+        IF is_deep AND n_passed < 200 THEN
+            is_deep := EXISTS (SELECT FROM millhand.task t
+                                WHERE t.id = ANY (ARRAY[behind[1], for_others[1]])
+                                  AND t.created_at < clock_timestamp() - interval '0.25 s');
+        END IF;
+        IF is_deep THEN
             n_parked := millhand.park(behind, low, stragglers)
                         + millhand.park_for_others(for_others);
             IF unfinished AND n_last = 200 AND n_parked * 2 < n_passed - 20 THEN
