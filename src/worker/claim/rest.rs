@@ -10,7 +10,7 @@ const FIRST_REST_OF_BELL: Duration = Duration::from_millis(1);
 pub(super) const LAST_REST_OF_BELL: Duration = Duration::from_millis(16);
 pub(super) const QUIET: Duration = Duration::from_millis(50);
 
-/// The rest of the bell after it has rung in vain, and `n` times before that.
+/// The `n`th rest of the bell, from 0. Where a ring in vain costs much, they begin later.
 pub(super) fn rest_of_bell(n: u32) -> Duration {
     backed_off(FIRST_REST_OF_BELL, LAST_REST_OF_BELL, n)
 }

@@ -239,9 +239,11 @@ impl Crew {
             return Rest::Again;
         }
         if is_sentinel && plan.take_bell_down && !plan.hang_bell && !found.unfinished {
-            // Whatever it missed, it looks again soon.
+            // Whatever it missed, it looks again soon: after 4 ms at first. (After 1 and 2 ms
+            // before that, workers took a fifth more of Postgres' processor time during a
+            // burst of tasks most of which have to wait, and started none of them sooner.)
             state.idle.push(worker);
-            let rest = rest_of_bell(state.vain_rings.saturating_sub(2));
+            let rest = rest_of_bell(state.vain_rings);
             return look_again(&mut state, rest);
         }
         let enough = !self.has_room(&state);
