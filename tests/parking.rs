@@ -5,7 +5,7 @@ use millhand::{NewTask, TaskId, TaskState, client};
 use postgres::Client;
 use rustix::process::Signal;
 
-use crate::support::database::Database;
+use crate::support::database::{Database, count_parked};
 use crate::support::process::Workshop;
 use crate::support::scenario::{Scenario, with_resources};
 use crate::support::{SOON, WORKER_TYPES, wait_until};
@@ -25,10 +25,6 @@ fn dispatch_fill(scenario: &mut Scenario, n: usize, resources: &str) -> Vec<Task
     client::dispatch_many(&mut scenario.connection, &tasks).unwrap()
 }
 
-fn parked(connection: &mut Client) -> i64 {
-    connection.query_one("SELECT count(DISTINCT task_id) FROM millhand.parked", &[]).unwrap().get(0)
-}
-
 /// Workers of type `pulpcore` park nothing, and bring back what others have parked: all
 /// else that is said here holds for them as well.
 #[track_caller]
@@ -38,7 +34,7 @@ fn wait_for_parked(scenario: &mut Scenario, at_least: i64) {
     }
     let connection = &mut scenario.connection;
     wait_until(&scenario.database, &format!("{at_least} are parked"), SOON, || {
-        let n = parked(connection);
+        let n = count_parked(connection);
         if n >= at_least { Ok(()) } else { Err(n) }
     });
 }
@@ -56,7 +52,7 @@ fn park(connection: &mut Client, id: TaskId) {
 #[track_caller]
 fn finish(mut scenario: Scenario) {
     scenario.database.wait_for_all_final();
-    assert_eq!(parked(&mut scenario.connection), 0);
+    assert_eq!(count_parked(&mut scenario.connection), 0);
     scenario.finish();
 }
 
@@ -246,7 +242,7 @@ fn cancels_of_tasks_in_one_line_do_not_wait_for_each_other() {
         client::cancel(&mut connection, ids[second]).unwrap();
         open.commit().unwrap();
     }
-    assert_eq!(parked(&mut connection), 0);
+    assert_eq!(count_parked(&mut connection), 0);
 }
 
 #[test]
@@ -291,7 +287,7 @@ fn processes_that_park_and_end_at_once_leave_nothing_parked() {
             }
         }
         scenario.database.wait_for_all_final();
-        assert_eq!(parked(&mut scenario.connection), 0);
+        assert_eq!(count_parked(&mut scenario.connection), 0);
         let worker = scenario.take_worker();
         worker.stop(Signal::TERM);
         finish(scenario);
@@ -328,7 +324,7 @@ fn tasks_that_nobody_here_can_run_are_in_nobodys_way() {
         scenario.end("behind");
         scenario.database.wait_for_all_final();
         worker.stop(Signal::TERM);
-        assert_eq!(parked(&mut scenario.connection), 0);
+        assert_eq!(count_parked(&mut scenario.connection), 0);
         scenario.finish();
     });
 }

@@ -11,8 +11,9 @@ use postgres::Client;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::support::database::{Database, count_parked};
 use crate::support::process::{WorkerProcess, Workshop};
-use crate::support::{SOON, WORKER_TYPES, clean, database::Database, oracle, random, wait_until};
+use crate::support::{SOON, WORKER_TYPES, clean, oracle, random, wait_until};
 
 /// Queues of one round: in one table at once, on resources of their own.
 const ROUND: u64 = 5;
@@ -128,9 +129,7 @@ fn run_round(database: &Database, seed: u64, n_queues: u64) {
     oracle::assert_sound(database);
     assert_eq!(database.tasks().len(), n_tasks);
     let mut connection = database.connect();
-    let parked: i64 =
-        connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap().get(0);
-    assert_eq!(parked, 0, "{}", database.task_table());
+    assert_eq!(count_parked(&mut connection), 0, "{}", database.task_table());
     connection.batch_execute("TRUNCATE millhand.task, millhand.parked, millhand.freed").unwrap();
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 use millhand::{NewTask, TaskId, TaskState, client};
 use rustix::process::Signal;
 
-use crate::support::database::Database;
+use crate::support::database::{Database, count_parked};
 use crate::support::process::{GATE_HANDLERS, Workshop, gate_task};
 use crate::support::scenario::with_resources;
 use crate::support::session::{Session, Turn};
@@ -176,8 +176,7 @@ fn what_has_just_come_is_parked_later_or_if_a_look_gets_to_200() {
                 let down = Turn { take_bell_down: true, ..Turn::default() };
                 assert_eq!(sessions[1].turn(&down).unwrap().task, None);
             }
-            let parked = connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap();
-            parked.get::<_, i64>(0)
+            count_parked(&mut connection)
         };
         // An hour later, so that the machine may be as slow as it likes.
         assert_eq!(n_parked("-1 h"), n_at_once, "behind: {n_behind}");
@@ -255,8 +254,7 @@ fn look_end_and_cancel_at_once(n_resources: usize, names: &[&str]) {
             n => Err(n),
         });
     });
-    let parked = connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap();
-    assert_eq!(parked.get::<_, i64>(0), 0);
+    assert_eq!(count_parked(&mut connection), 0);
     oracle::assert_sound(&database);
 }
 
@@ -346,8 +344,7 @@ fn what_is_parked_during_a_rehearsal_stays_parked() {
                 )
                 .unwrap()
                 .get(0);
-            let parked: i64 =
-                connection.query_one("SELECT count(*) FROM millhand.parked", &[]).unwrap().get(0);
+            let parked = count_parked(&mut connection);
             assert_eq!((locks, parked, database.tasks().len()), (0, 40, 61), "{said}");
         }
     }

@@ -39,6 +39,11 @@ pub(crate) fn url_of(server_url: &str, database: &str) -> String {
     server_url.replace("/millhand?", &format!("/{database}?"))
 }
 
+/// How many tasks are parked.
+pub(crate) fn count_parked(connection: &mut Client) -> i64 {
+    connection.query_one("SELECT count(DISTINCT task_id) FROM millhand.parked", &[]).unwrap().get(0)
+}
+
 fn make_template(server_url: &str) {
     let mut admin = db::connect(server_url, "test").unwrap();
     admin.batch_execute(&format!("CREATE DATABASE {TEMPLATE_NAME}")).unwrap();
