@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::worker::claim::rest::{QUIET, rest_of_bell};
+use crate::worker::claim::rest::{LAST_REST_OF_BELL, QUIET, backed_off};
+
+/// How long it rests first.
+const FIRST_REST_OF_BELL: Duration = Duration::from_millis(1);
 
 /// It rings at once, but where it rings in vain again and again, because what comes has
 /// to wait or another process was faster, it rests in between, and rings once for all
@@ -24,7 +27,8 @@ impl Bell {
         match self.rung {
             Some((at, n)) if n == n_started && now < at + QUIET => {
                 if self.due.is_none() {
-                    self.due = Some(at + rest_of_bell(self.n_vain));
+                    let rest = backed_off(FIRST_REST_OF_BELL, LAST_REST_OF_BELL, self.n_vain);
+                    self.due = Some(at + rest);
                     self.n_vain += 1;
                 }
             }
