@@ -94,7 +94,7 @@ const END: &str = "
     DELETE FROM resource_manager.reserved WHERE task = $1";
 
 const REGISTER: &str = "
-    SELECT millhand.register_worker(
+    SELECT millhand.add_worker(
         $1, 'resource-manager', $2, '', 0, '10 minutes', NULL, NULL, NULL)";
 
 /// What the manager and its workers share.

@@ -1,5 +1,43 @@
 CREATE SCHEMA millhand;
 
+CREATE FUNCTION millhand.add_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, lock_owner text, previous bigint, begun_fence bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    other record;
+    worker_id bigint;
+BEGIN
+    -- Before the lock of registrations: this may wait for a row that somebody
+    -- else keeps locked, which is no matter of other workers. And not for ever, so
+    -- that the thread hears in between whether it should end.
+    IF previous IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', '2s', true);
+        PERFORM millhand.settle_worker(
+            previous, format('worker %s lost its connection to Postgres', worker_name), true,
+            begun_fence);
+        PERFORM set_config('lock_timeout', '0', true);
+    END IF;
+    -- One registration at a time, so that two types cannot pass each other.
+    PERFORM pg_advisory_xact_lock(millhand.register_lock());
+    SELECT name, type INTO other FROM millhand.worker WHERE type <> worker_type LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
+            'stop those first', worker_type, other.name, other.type
+            USING ERRCODE = 'object_in_use';
+    END IF;
+    PERFORM millhand.forget_unknown_workers(add_worker.process);
+    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, lock_owner)
+    VALUES (worker_name, worker_type, add_worker.process, add_worker.hostname,
+            add_worker.pid, add_worker.ttl, add_worker.lock_owner)
+    RETURNING id INTO worker_id;
+    IF add_worker.lock_owner IS NULL THEN
+        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+    END IF;
+    RETURN worker_id;
+END
+$$;
+
 CREATE FUNCTION millhand.all_names(exclusive text[], shared text[]) RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$
@@ -9,8 +47,43 @@ $_$;
 CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
     LANGUAGE sql
     AS $_$
-    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE id = ANY ($1) RETURNING id
+    UPDATE millhand.worker SET heartbeat = heartbeat + 1, last_heartbeat = clock_timestamp()
+     WHERE id = ANY ($1) RETURNING id
 $_$;
+
+CREATE FUNCTION millhand.begin_session() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    known bigint;
+    now_on bigint;
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby'
+            USING ERRCODE = 'read_only_sql_transaction';
+    END IF;
+    BEGIN
+        -- The first eight digits of the file that is being written to.
+        now_on := ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint;
+    EXCEPTION WHEN insufficient_privilege OR feature_not_supported THEN
+        -- Some providers do not tell. They do not lose commits either.
+        RETURN;
+    END;
+    SELECT s.timeline INTO known FROM millhand.server s;
+    IF known = now_on THEN
+        RETURN;
+    END IF;
+    -- One at a time, and whoever waited looks again: a second lift would be in vain.
+    PERFORM FROM millhand.server FOR UPDATE;
+    SELECT s.timeline INTO known FROM millhand.server s;
+    IF known <> now_on THEN
+        PERFORM setval('millhand.task_fence', f.last_value + 4294967296) FROM millhand.task_fence f;
+    END IF;
+    IF known IS DISTINCT FROM now_on THEN
+        UPDATE millhand.server SET timeline = now_on;
+    END IF;
+END
+$$;
 
 CREATE FUNCTION millhand.behind_parked(exclusive text[], shared text[], task_position bigint) RETURNS TABLE(is_behind boolean)
     LANGUAGE sql STABLE
@@ -309,6 +382,12 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.forget_freed() RETURNS void
+    LANGUAGE sql
+    AS $$
+    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked)
+$$;
+
 CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
     LANGUAGE sql
     AS $_$
@@ -438,6 +517,12 @@ CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
 DECLARE
     gone record;
 BEGIN
+    IF EXISTS (SELECT FROM millhand.task WHERE owner = worker_id) THEN
+        -- Where a row is kept locked, others sweep what stays.
+        PERFORM millhand.settle_worker(
+            worker_id, 'it was ended, and the server has lost how');
+        RETURN;
+    END IF;
     DELETE FROM millhand.worker WHERE id = worker_id RETURNING process, lock_owner INTO gone;
     IF FOUND AND gone.lock_owner IS NULL THEN
         PERFORM millhand.forget_unknown_workers(gone.process);
@@ -799,7 +884,7 @@ CREATE FUNCTION millhand.place_lock(name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$SELECT hashint8extended(hashtextextended($1, 7304) & 1023, 7304)$_$;
 
-CREATE FUNCTION millhand.poll(process text, INOUT low bigint, INOUT stragglers bigint[], INOUT mark bigint, INOUT mark_xid bigint, OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean) RETURNS record
+CREATE FUNCTION millhand.poll(process text, INOUT low bigint, INOUT stragglers bigint[], INOUT mark bigint, INOUT mark_xid bigint, OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean, OUT owned bigint[], OUT owned_by bigint[], OUT workers bigint[], OUT heartbeats bigint[], OUT ttls double precision[]) RETURNS record
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_variable
@@ -812,9 +897,16 @@ DECLARE
     max_stragglers CONSTANT integer := 100;
     drawn bigint;
 BEGIN
-    canceling := ARRAY(SELECT t.id FROM millhand.worker w
-                         JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
-                        WHERE w.process = poll.process);
+    SELECT coalesce(array_agg(t.id) FILTER (WHERE t.state = 'canceling'), '{}'),
+           coalesce(array_agg(t.id), '{}'), coalesce(array_agg(w.id), '{}')
+      INTO canceling, owned, owned_by
+      FROM millhand.worker w
+      JOIN millhand.task t ON t.owner = w.id AND t.state IN ('running', 'canceling')
+     WHERE w.process = poll.process;
+    SELECT coalesce(array_agg(w.id), '{}'), coalesce(array_agg(w.heartbeat), '{}'),
+           coalesce(array_agg(extract(epoch FROM w.ttl)::double precision), '{}')
+      INTO workers, heartbeats, ttls
+      FROM millhand.worker w;
     lost := '{}';
     FOR own IN SELECT w.id FROM millhand.worker w
                 WHERE w.process = poll.process AND w.lock_owner IS NULL LOOP
@@ -864,39 +956,11 @@ CREATE FUNCTION millhand.register_lock() RETURNS bigint
     AS $$SELECT hashint8extended(3, 7305)$$;
 
 CREATE FUNCTION millhand.register_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, lock_owner text, previous bigint, begun bigint) RETURNS bigint
-    LANGUAGE plpgsql
-    AS $$
-#variable_conflict use_column
-DECLARE
-    other record;
-    worker_id bigint;
-BEGIN
-    -- Before the lock of registrations: this may wait for a row that somebody
-    -- else keeps locked, which is no matter of other workers.
-    IF previous IS NOT NULL THEN
-        PERFORM millhand.settle_worker(
-            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
-    END IF;
-    -- One registration at a time, so that two types cannot pass each other.
-    PERFORM pg_advisory_xact_lock(millhand.register_lock());
-    SELECT name, type INTO other FROM millhand.worker
-     WHERE type <> worker_type AND last_heartbeat + ttl > clock_timestamp() LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
-            'stop those first', worker_type, other.name, other.type
-            USING ERRCODE = 'check_violation';
-    END IF;
-    PERFORM millhand.forget_unknown_workers(register_worker.process);
-    INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, lock_owner)
-    VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
-            register_worker.pid, register_worker.ttl, register_worker.lock_owner)
-    RETURNING id INTO worker_id;
-    IF register_worker.lock_owner IS NULL THEN
-        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
-    END IF;
-    RETURN worker_id;
-END
-$$;
+    LANGUAGE sql
+    AS $_$
+    SELECT millhand.add_worker($1, $2, $3, $4, $5, $6, $7, $8,
+                               (SELECT t.fence FROM millhand.task t WHERE t.id = $9))
+$_$;
 
 CREATE FUNCTION millhand.resource_lock(name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -939,6 +1003,29 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.settle_missing(worker_id bigint, last_seen bigint) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    missing record;
+    its_name text;
+BEGIN
+    SELECT w.name, w.heartbeat INTO missing
+      FROM millhand.worker w WHERE w.id = worker_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        IF missing.heartbeat <> last_seen THEN
+            RETURN 0;
+        END IF;
+        its_name := missing.name;
+    ELSIF last_seen >= 0 OR EXISTS (SELECT FROM millhand.worker w WHERE w.id = worker_id) THEN
+        RETURN 0;
+    ELSE
+        SELECT t.worker INTO its_name FROM millhand.task t WHERE t.owner = worker_id LIMIT 1;
+    END IF;
+    RETURN millhand.settle_worker(worker_id, format('worker %s has gone missing', its_name));
+END
+$$;
+
 CREATE FUNCTION millhand.settle_process(process text) RETURNS integer
     LANGUAGE sql
     AS $_$
@@ -948,7 +1035,7 @@ CREATE FUNCTION millhand.settle_process(process text) RETURNS integer
      WHERE settled.n_settled IS NULL
 $_$;
 
-CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, by_itself boolean DEFAULT false, begun bigint DEFAULT NULL::bigint) RETURNS integer
+CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, by_itself boolean DEFAULT false, begun_fence bigint DEFAULT NULL::bigint) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -971,24 +1058,29 @@ BEGIN
             -- A session of its process has been at it ever since, because nobody takes
             -- its answer (the process is frozen, or cut off), or just this moment. It
             -- goes, and then somebody tries again.
-            PERFORM pg_terminate_backend(a.pid)
-               FROM pg_stat_activity a
-              WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle';
+            PERFORM millhand.terminate(ARRAY(
+                SELECT a.pid FROM pg_stat_activity a
+                 WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle'));
             RETURN NULL;
         END IF;
     ELSE
         -- A session that outlived its worker (frozen, cut off, or busy for it when
         -- it was killed) goes first.
-        PERFORM pg_terminate_backend(pid)
-           FROM pg_locks
-          WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
-            -- Not another settler, which may hold it for a moment, too.
-            AND NOT EXISTS (SELECT FROM pg_stat_activity a
-                             WHERE a.pid = pg_locks.pid
-                               AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
-        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+        PERFORM millhand.terminate(ARRAY(
+            SELECT pid
+              FROM pg_locks
+             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
+               -- Not another settler, which may hold it for a moment, too.
+               AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                                WHERE a.pid = pg_locks.pid
+                                  AND a.application_name IN ('millhand housekeeper', 'millhand warden'))));
+        IF by_itself THEN
+            PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+        ELSIF NOT pg_try_advisory_lock(millhand.worker_lock(worker_id)) THEN
+            RETURN NULL;
+        END IF;
         PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
         -- And as in dispatch: whoever hangs a bell before this commits looks again.
         PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
@@ -1005,7 +1097,7 @@ BEGIN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
                attempt = attempt - 1
-         WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
+         WHERE owner = worker_id AND state = 'running' AND fence > coalesce(begun_fence, 0);
         GET DIAGNOSTICS n_settled = ROW_COUNT;
     END IF;
     FOR ended IN
@@ -1028,23 +1120,10 @@ END
 $$;
 
 CREATE FUNCTION millhand.sweep() RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE sql
     AS $$
-DECLARE
-    n_settled integer := 0;
-    missing record;
-BEGIN
-    FOR missing IN
-        SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
-         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-    LOOP
-        n_settled := n_settled + coalesce(millhand.settle_worker(
-            missing.id, format('worker %s has gone missing', missing.name)), 0);
-    END LOOP;
-    -- Notes that are of no more use, because nothing is parked.
-    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked);
-    RETURN n_settled;
-END
+    SELECT coalesce(sum(millhand.settle_missing(w.id, w.heartbeat)), 0)::integer
+      FROM millhand.worker w WHERE w.last_heartbeat + w.ttl < clock_timestamp()
 $$;
 
 CREATE FUNCTION millhand.task_lock(id bigint) RETURNS bigint
@@ -1063,6 +1142,22 @@ BEGIN
              WHERE t.unblocked_at IS NOT NULL AND t.state = 'waiting'
                AND t.unblocked_at < clock_timestamp() - interval '5 seconds'));
     END IF;
+END
+$$;
+
+CREATE FUNCTION millhand.terminate(sessions integer[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    session integer;
+BEGIN
+    FOREACH session IN ARRAY sessions LOOP
+        BEGIN
+            PERFORM pg_terminate_backend(session);
+        EXCEPTION WHEN insufficient_privilege THEN
+            NULL;
+        END;
+    END LOOP;
 END
 $$;
 
@@ -1292,6 +1387,13 @@ CREATE FUNCTION millhand.unblocking_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT hashint8extended(4, 7305)$$;
 
+CREATE FUNCTION millhand.unknown_owners() RETURNS SETOF bigint
+    LANGUAGE sql
+    AS $$
+    SELECT DISTINCT t.owner FROM millhand.task t
+     WHERE t.owner IS NOT NULL AND NOT EXISTS (SELECT FROM millhand.worker w WHERE w.id = t.owner)
+$$;
+
 CREATE FUNCTION millhand.unlock(task_id bigint, exclusive text[], shared text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1427,6 +1529,10 @@ CREATE TABLE millhand.parked (
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
+CREATE TABLE millhand.server (
+    timeline bigint
+);
+
 CREATE TABLE millhand.task (
     id bigint NOT NULL,
     name text NOT NULL,
@@ -1498,13 +1604,18 @@ CREATE TABLE millhand.worker (
     last_heartbeat timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     ttl interval NOT NULL,
     lock_owner text,
+    heartbeat bigint DEFAULT 0 NOT NULL,
     CONSTRAINT worker_ttl_positive CHECK ((ttl > '00:00:00'::interval))
 )
 WITH (fillfactor='50');
 
 COMMENT ON COLUMN millhand.worker.process IS 'Drawn at each start of a worker process; the workers of one process share it.';
 
+COMMENT ON COLUMN millhand.worker.last_heartbeat IS 'When the row was renewed last, by the database''s clock; for people to read, nothing is decided by it.';
+
 COMMENT ON COLUMN millhand.worker.lock_owner IS 'The owner of this worker''s locks in the lock store; null if its session holds them.';
+
+COMMENT ON COLUMN millhand.worker.heartbeat IS 'Counts renewals of this row. Who sweeps has watched it stand still for a whole ttl.';
 
 ALTER TABLE millhand.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME millhand.worker_id_seq

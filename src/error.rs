@@ -64,8 +64,12 @@ impl Error {
         let code = db.code();
         // Class 08 connection, 57 shutdown of the server or the session, or the
         // statement canceled, 53 out of connections, memory or disk, 40 deadlock
-        // or lost race, 55P03 lock not available: all pass with time.
-        if ["08", "57", "53", "40", "55P03"].iter().any(|class| code.code().starts_with(class)) {
+        // or lost race, 55P03 lock not available, 55006 workers of another type are
+        // online: all pass with time.
+        if ["08", "57", "53", "40", "55P03", "55006"]
+            .iter()
+            .any(|class| code.code().starts_with(class))
+        {
             return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
         }
         if *code == SqlState::CHECK_VIOLATION || code.code().starts_with("22") {

@@ -9,13 +9,14 @@ use postgres::Client;
 use crate::error::Error;
 
 /// The migrations, in order; the number of the last is the schema's version.
-const MIGRATIONS: [(i32, &str, &str); 3] = [
+const MIGRATIONS: [(i32, &str, &str); 4] = [
     (1, "initial", include_str!("../sql/migrations/0001_initial.sql")),
     (2, "lock owner", include_str!("../sql/migrations/0002_lock_owner.sql")),
     (3, "unblocked", include_str!("../sql/migrations/0003_unblocked.sql")),
+    (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
 ];
 
-const FUNCTIONS: [&str; 16] = [
+const FUNCTIONS: [&str; 17] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -32,6 +33,7 @@ const FUNCTIONS: [&str; 16] = [
     include_str!("../sql/functions/14_housekeeping.sql"),
     include_str!("../sql/functions/15_joint_turn.sql"),
     include_str!("../sql/functions/16_unblocked_turn.sql"),
+    include_str!("../sql/functions/17_begin_session.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.

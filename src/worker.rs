@@ -11,16 +11,23 @@
 //! The threads share one `Shared`; who is idle is known to its `BackEnd`, and who
 //! may act at all to its `Lease`s.
 
+mod cgroup;
 pub(crate) mod claim;
+mod clock;
 mod command;
 mod housekeeper;
 pub(crate) mod inbox;
 mod lease;
+mod limits;
 mod listener;
+mod mark;
+mod offer;
+mod orphans;
 mod run;
 mod shared;
 mod thread;
 pub mod warden;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -29,15 +36,18 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::process::Pid;
 
 use crate::config::{Config, WorkerType};
 use crate::error::{self, Error};
 use crate::registry::Registry;
 use crate::{db, migrate};
+use cgroup::Cgroups;
 use claim::BackEnd;
 use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
 use inbox::{Event, Inbox};
+use offer::Offer;
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
 use warden::Warden;
 
@@ -78,6 +88,7 @@ pub struct Worker {
     burst: bool,
     auxiliary: bool,
     warden: Option<Vec<OsString>>,
+    owns_process: bool,
     control: Control,
     requests: Receiver<Shutdown>,
 }
@@ -96,6 +107,7 @@ impl Worker {
             burst: false,
             auxiliary: false,
             warden: None,
+            owns_process: false,
             control: Control { sender },
             requests,
         }
@@ -131,6 +143,14 @@ impl Worker {
         self
     }
 
+    /// Whether this process does nothing else: then, as the first process of a container,
+    /// it also takes note of the deaths of orphans that it did not start.
+    #[must_use]
+    pub fn owns_process(mut self, owns_process: bool) -> Worker {
+        self.owns_process = owns_process;
+        self
+    }
+
     /// What stops this worker, from any thread.
     #[must_use]
     pub fn control(&self) -> Control {
@@ -141,7 +161,10 @@ impl Worker {
     pub fn run(self) -> Result<(), Error> {
         self.config.check()?;
         let url = self.config.database_url()?.to_owned();
-        migrate::check(&mut db::connect(&url, "millhand")?)?;
+        let mut client = db::connect(&url, "millhand")?;
+        migrate::check(&mut client)?;
+        limits::check_connections(&mut client, self.config.worker_type, self.config.threads)?;
+        drop(client);
         let identity = Identity {
             process: random_token()?,
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -182,7 +205,14 @@ impl Worker {
             identity.ttl,
             warden_settings(&self.config, &url, &working_directory),
         )?;
-        let handlers: Vec<String> = self.registry.names().map(str::to_owned).collect();
+        let has_commands = self.registry.has_commands();
+        if has_commands {
+            mark::check()?;
+            orphans::adopt()?;
+        }
+        let files = limits::raise_files(self.config.threads);
+        let offer = Offer::new(&self.registry, &working_directory, &identity.process);
+        let handlers = offer.handlers();
         log::info!(
             "{} worker threads of type {} on {}, handlers {}",
             self.config.threads,
@@ -192,9 +222,12 @@ impl Worker {
         );
         let shared = Arc::new(Shared {
             url,
+            cgroups: if has_commands { Cgroups::make(&identity.process) } else { None },
             identity,
             registry: self.registry,
-            handlers,
+            offer,
+            files,
+            is_init: self.owns_process && rustix::process::getpid() == Pid::INIT,
             burst: self.burst,
             auxiliary: self.auxiliary,
             cancel_grace: self.config.cancel_grace_interval,
@@ -215,6 +248,9 @@ impl Worker {
             Ok(()) => shared.warden.end(true),
             // Something may be owned still: the warden knows what to do.
             Err(_) => shared.warden.end(false),
+        }
+        if let (Ok(()), Some(cgroups)) = (&result, &shared.cgroups) {
+            cgroups.remove();
         }
         log::info!("stopped");
         result

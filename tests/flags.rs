@@ -18,9 +18,8 @@ fn insert_worker(database: &Database, worker_type: &str, name: &str, ttl: &str) 
     database
         .connect()
         .execute(
-            "INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, last_heartbeat)
-             SELECT $1, $2, $1, 'elsewhere', 1, $3::text::interval,
-                    clock_timestamp() - '1 minute'::interval",
+            "INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl)
+             SELECT $1, $2, $1, 'elsewhere', 1, $3::text::interval",
             &[&name, &worker_type, &ttl],
         )
         .unwrap();
@@ -84,18 +83,15 @@ fn an_auxiliary_worker_leaves_sweeping_to_others() {
     for worker_type in WORKER_TYPES {
         let database = Database::new();
         let workshop = Workshop::new(&database, "");
-        insert_worker(&database, worker_type, "missing", "30 s");
+        insert_worker(&database, worker_type, "missing", "1 s");
         let mut command = workshop.millhand(["worker", "--auxiliary", "--type", worker_type]);
         command.env("MILLHAND_TTL", "1s");
         let auxiliary = WorkerProcess::start(command);
-        // Whoever renews its rows sweeps in the same turn, if it does at all.
+        // Who polls as often as it beats would have watched that one for long enough.
         let mut connection = database.connect();
-        wait_until(&database, "it has renewed its row twice", SOON, || {
+        wait_until(&database, "it has renewed its row for three ttls", SOON, || {
             let n: i64 = connection
-                .query_one(
-                    "SELECT count(*) FROM millhand.worker WHERE last_heartbeat > started_at + ttl",
-                    &[],
-                )
+                .query_one("SELECT count(*) FROM millhand.worker WHERE heartbeat > 9", &[])
                 .unwrap()
                 .get(0);
             if n == 1 { Ok(()) } else { Err(auxiliary.stderr()) }
@@ -117,18 +113,20 @@ fn workers_of_two_types_do_not_mix() {
     for worker_type in WORKER_TYPES {
         let database = Database::new();
         let workshop = Workshop::new(&database, "");
-        insert_worker(&database, "elder", "the-elder-one", "1 hour");
+        insert_worker(&database, "older", "the-older-one", "1 hour");
         let id = database.dispatch(&NewTask::new("millhand.noop"));
-        let said = run(&mut workshop.millhand(["worker", "--burst", "--type", worker_type]));
-        assert_eq!(said.code, Some(2), "{said:?}");
-        for part in [&format!("`{worker_type}`"), "`elder`", "the-elder-one", "stop those first"] {
-            assert!(said.stderr.contains(part), "{said:?} does not say {part}");
-        }
+        let mut worker = workshop.worker(worker_type, &["--burst"]);
+        wait_until(&database, "it says why it waits", SOON, || {
+            let stderr = worker.stderr();
+            let parts =
+                [&format!("`{worker_type}`"), "`older`", "the-older-one", "stop those first"];
+            if parts.iter().all(|part| stderr.contains(*part)) { Ok(()) } else { Err(stderr) }
+        });
         assert_eq!(database.task(id).state, TaskState::Waiting);
-        // It does not stand in the way for ever: only while it is online.
-        database.connect().execute("UPDATE millhand.worker SET ttl = '30 s'", &[]).unwrap();
-        let said = run(&mut workshop.millhand(["worker", "--burst", "--type", worker_type]));
-        assert_eq!(said.code, Some(0), "{said:?}");
+        // It does not stand in the way for ever: it is watched, and is dead after its ttl.
+        database.connect().execute("UPDATE millhand.worker SET ttl = '1 s'", &[]).unwrap();
+        database.connect().execute("UPDATE millhand.worker SET heartbeat = 1", &[]).unwrap();
+        assert!(worker.wait(SOON).success(), "{}", worker.stderr());
         assert_eq!(database.task(id).state, TaskState::Completed);
     }
 }
@@ -149,8 +147,9 @@ fn an_unknown_worker_type_is_answered_with_the_known_ones() {
     }
 }
 
-/// Runs one task where working directories are made in `folder`.
-fn run_in(folder: &str, handler: &str) -> millhand::Task {
+/// Takes what can be had of one task where working directories are made in `folder`, and
+/// returns it with what the worker said.
+fn run_in(folder: &str, handler: &str) -> (millhand::Task, String) {
     let database = Database::new();
     let workshop = Workshop::new(&database, HANDLERS);
     let id = database.dispatch(&NewTask::new(handler));
@@ -158,18 +157,48 @@ fn run_in(folder: &str, handler: &str) -> millhand::Task {
     let said = run(command.env("MILLHAND_WORKING_DIRECTORY", folder));
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_clean(&database, &workshop);
-    database.task(id)
+    (database.task(id), said.stderr)
 }
 
 #[test]
-fn a_working_directory_that_cannot_be_made_fails_the_task() {
+fn a_worker_that_can_make_no_working_directory_takes_no_command() {
     let file = tempfile::NamedTempFile::new().unwrap();
     for folder in [file.path().display().to_string(), "/nonexistent/folder".to_owned()] {
-        let task = run_in(&folder, "true");
-        assert_eq!(task.state, TaskState::Failed);
-        let error = task.error.unwrap();
-        assert!(error.contains(&folder) && error.contains("`working_directory`"), "{error}");
-        assert_eq!(error.lines().count(), 1, "{error}");
+        let (task, stderr) = run_in(&folder, "true");
+        assert_eq!((task.state, task.attempt), (TaskState::Waiting, 0));
+        let told: Vec<&str> = stderr.lines().filter(|line| line.contains(&folder)).collect();
+        assert!(told.len() == 1 && told[0].contains("`working_directory`"), "{stderr}");
+    }
+}
+
+#[test]
+fn what_could_not_begin_begins_when_it_can() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, HANDLERS);
+        let folder = workshop.path().join("room");
+        fs::create_dir(&folder).unwrap();
+        let mut command = workshop.millhand(["worker", "--threads", "4", "--type", worker_type]);
+        command.env("MILLHAND_WORKING_DIRECTORY", &folder);
+        let worker = WorkerProcess::start(command);
+        let first = database.dispatch(&NewTask::new("true"));
+        database.wait_for_state(first, TaskState::Completed);
+        fs::remove_dir(&folder).unwrap();
+        let ids: Vec<_> = (0..20).map(|_| database.dispatch(&NewTask::new("true"))).collect();
+        // Functions need no room.
+        let function = database.dispatch(&NewTask::new("millhand.noop"));
+        database.wait_for_state(function, TaskState::Completed);
+        wait_until(&database, "it says that it takes no commands", SOON, || {
+            let stderr = worker.stderr();
+            if stderr.contains("no command can begin here") { Ok(()) } else { Err(stderr) }
+        });
+        fs::create_dir(&folder).unwrap();
+        for id in ids {
+            let task = database.wait_for_state(id, TaskState::Completed);
+            assert_eq!(task.attempt, 1);
+        }
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
     }
 }
 
@@ -194,19 +223,18 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk_fails_the_task_that_needs_it() {
-    for (options, handler, message) in [
-        ("nr_inodes=1", "true", "could not make a working directory"),
-        ("size=64k", "fill", "No space left on device"),
-    ] {
+fn a_full_disk_fails_a_task_only_once_it_has_begun() {
+    for (options, handler, state) in
+        [("nr_inodes=1", "true", TaskState::Waiting), ("size=64k", "fill", TaskState::Failed)]
+    {
         let Some(disk) = SmallDisk::mount(options) else {
             println!("this user may not mount a small disk; the case of a full one is left out");
             return;
         };
-        let task = run_in(&disk.0.path().display().to_string(), handler);
-        assert_eq!(task.state, TaskState::Failed);
-        let error = task.error.unwrap();
-        assert!(error.contains(message) && error.contains("No space left"), "{error}");
+        let (task, stderr) = run_in(&disk.0.path().display().to_string(), handler);
+        assert_eq!(task.state, state);
+        let said = task.error.unwrap_or(stderr);
+        assert!(said.contains("No space left on device"), "{said}");
         assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0);
     }
 }

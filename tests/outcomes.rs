@@ -1,10 +1,13 @@
 //! How tasks end, and what whoever waits for them is told.
 
-use millhand::{NewTask, TaskState};
+use std::os::unix::fs::PermissionsExt;
+
+use millhand::{NewTask, TaskState, client};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::process::{Workshop, run};
-use crate::support::{WORKER_TYPES, clean::assert_clean, database::Database};
+use crate::support::{SOON, WORKER_TYPES, clean::assert_clean, database::Database, wait_until};
 
 const HANDLERS: &str = r#"
 [handlers.echo]
@@ -94,9 +97,34 @@ fn a_failure_says_how() {
 }
 
 #[test]
-fn a_command_that_cannot_be_run_says_which() {
-    assert_failed(&NewTask::new("missing"), "`/nonexistent/program`");
-    assert_failed(&NewTask::new("plain"), "`/etc/passwd`");
+fn a_command_that_cannot_be_run_is_not_offered_until_it_can() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        let handlers =
+            format!("[handlers.late]\ncommand = [\"{}\"]\n{HANDLERS}", program.display());
+        let workshop = Workshop::new(&database, &handlers);
+        let worker = workshop.worker(worker_type, &[]);
+        let ids = ["missing", "plain", "late"].map(|name| database.dispatch(&NewTask::new(name)));
+        let stderr = wait_until(&database, "it says what is not offered", SOON, || {
+            let stderr = worker.stderr();
+            if stderr.matches("is not offered").count() >= 3 { Ok(stderr) } else { Err(stderr) }
+        });
+        for part in ["`/nonexistent/program` does not exist", "`/etc/passwd` cannot be run"] {
+            assert!(stderr.contains(part), "{stderr}");
+        }
+        std::fs::write(&program, "#!/bin/sh\necho 1\n").unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let task = database.wait_for_state(ids[2], TaskState::Completed);
+        assert_eq!((task.attempt, task.result), (1, Some(json!(1))));
+        for id in &ids[..2] {
+            assert_eq!(database.task(*id).state, TaskState::Waiting);
+            client::cancel(&mut database.connect(), *id).unwrap();
+        }
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
 }
 
 #[test]

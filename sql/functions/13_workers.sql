@@ -3,14 +3,17 @@
 --
 -- The guard on the owner makes this the worker's last act: whoever wins the
 -- row lock, the worker itself or a sweeper, the other finds nothing to do.
--- `by_itself` says that the worker knows that it never began a handler but for
--- the task `begun`: such tasks go back to wait at their place.
+-- `by_itself` says that the worker settles itself and knows the fencing token of the
+-- last start whose handler it began, `begun_fence`: what was started for it later
+-- never began, and goes back to wait at its place.
 --
 -- Returns how many tasks it settled; null if that has to be tried again, because
--- somebody keeps the row of one locked (such as a cancel in a transaction that
--- stays open), or the worker's own row. Only the worker itself waits for that.
+-- the worker's session cannot be ended (its server process stands still, or is
+-- another role's), or somebody keeps the row of one task locked (such as a cancel in
+-- a transaction that stays open), or the worker's own row. Nothing is waited for
+-- here, so that one such worker holds up no other; only `by_itself` waits.
 CREATE OR REPLACE FUNCTION millhand.settle_worker(
-    worker_id bigint, reason text, by_itself boolean DEFAULT false, begun bigint DEFAULT NULL
+    worker_id bigint, reason text, by_itself boolean DEFAULT false, begun_fence bigint DEFAULT NULL
 ) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -33,24 +36,29 @@ BEGIN
             -- A session of its process has been at it ever since, because nobody takes
             -- its answer (the process is frozen, or cut off), or just this moment. It
             -- goes, and then somebody tries again.
-            PERFORM pg_terminate_backend(a.pid)
-               FROM pg_stat_activity a
-              WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle';
+            PERFORM millhand.terminate(ARRAY(
+                SELECT a.pid FROM pg_stat_activity a
+                 WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle'));
             RETURN NULL;
         END IF;
     ELSE
         -- A session that outlived its worker (frozen, cut off, or busy for it when
         -- it was killed) goes first.
-        PERFORM pg_terminate_backend(pid)
-           FROM pg_locks
-          WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
-            -- Not another settler, which may hold it for a moment, too.
-            AND NOT EXISTS (SELECT FROM pg_stat_activity a
-                             WHERE a.pid = pg_locks.pid
-                               AND a.application_name IN ('millhand housekeeper', 'millhand warden'));
-        PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+        PERFORM millhand.terminate(ARRAY(
+            SELECT pid
+              FROM pg_locks
+             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (classid::bigint << 32 | objid::bigint) = millhand.worker_lock(worker_id)
+               -- Not another settler, which may hold it for a moment, too.
+               AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                                WHERE a.pid = pg_locks.pid
+                                  AND a.application_name IN ('millhand housekeeper', 'millhand warden'))));
+        IF by_itself THEN
+            PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
+        ELSIF NOT pg_try_advisory_lock(millhand.worker_lock(worker_id)) THEN
+            RETURN NULL;
+        END IF;
         PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
         -- And as in dispatch: whoever hangs a bell before this commits looks again.
         PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
@@ -67,7 +75,7 @@ BEGIN
         UPDATE millhand.task
            SET state = 'waiting', owner = NULL, worker = NULL, fence = NULL, started_at = NULL,
                attempt = attempt - 1
-         WHERE owner = worker_id AND state = 'running' AND id IS DISTINCT FROM begun;
+         WHERE owner = worker_id AND state = 'running' AND fence > coalesce(begun_fence, 0);
         GET DIAGNOSTICS n_settled = ROW_COUNT;
     END IF;
     FOR ended IN
@@ -89,8 +97,55 @@ BEGIN
 END
 $$;
 
+-- Ends these sessions. One of a role that this one may not end stays, and is no
+-- reason to leave the rest undone.
+CREATE OR REPLACE FUNCTION millhand.terminate(sessions integer[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    session integer;
+BEGIN
+    FOREACH session IN ARRAY sessions LOOP
+        BEGIN
+            PERFORM pg_terminate_backend(session);
+        EXCEPTION WHEN insufficient_privilege THEN
+            NULL;
+        END;
+    END LOOP;
+END
+$$;
+
+-- Settles a worker whose heartbeat the caller has watched stand still, at this
+-- count, for the worker's whole ttl. By then it has stopped its tasks, or its warden
+-- has killed them (ARCHITECTURE.md, "Liveness"). A count of -1 stands for an owner
+-- of tasks that has no row, because the commit that made it was lost.
+--
+-- Returns how many tasks were settled: 0 if it is alive, or another sweeper is at
+-- it; null if it has to be tried again.
+CREATE OR REPLACE FUNCTION millhand.settle_missing(worker_id bigint, last_seen bigint) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    missing record;
+    its_name text;
+BEGIN
+    SELECT w.name, w.heartbeat INTO missing
+      FROM millhand.worker w WHERE w.id = worker_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        IF missing.heartbeat <> last_seen THEN
+            RETURN 0;
+        END IF;
+        its_name := missing.name;
+    ELSIF last_seen >= 0 OR EXISTS (SELECT FROM millhand.worker w WHERE w.id = worker_id) THEN
+        RETURN 0;
+    ELSE
+        SELECT t.worker INTO its_name FROM millhand.task t WHERE t.owner = worker_id LIMIT 1;
+    END IF;
+    RETURN millhand.settle_worker(worker_id, format('worker %s has gone missing', its_name));
+END
+$$;
+
 -- Settles the workers of one process, which is dead, and returns how many have
--- to be tried again.
+-- to be tried again. (Wardens of version 3 call it; those of today settle one worker
+-- in one transaction.)
 CREATE OR REPLACE FUNCTION millhand.settle_process(process text) RETURNS integer
 LANGUAGE sql AS $$
     SELECT count(*)::integer
@@ -121,11 +176,12 @@ $$;
 -- id, which nobody had before. `lock_owner` is that of its locks, if they are not
 -- to be those of the session. `previous` is the id that the same thread had on
 -- a connection that it lost; what it owned is settled first, in this very
--- transaction.
--- All workers online must be of one type.
-CREATE OR REPLACE FUNCTION millhand.register_worker(
+-- transaction: see settle_worker for `begun_fence`.
+-- All workers that have a row must be of one type. (Those of a fleet that died go
+-- when somebody has watched them for their ttl.)
+CREATE OR REPLACE FUNCTION millhand.add_worker(
     worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval,
-    lock_owner text, previous bigint, begun bigint
+    lock_owner text, previous bigint, begun_fence bigint
 ) RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -134,38 +190,60 @@ DECLARE
     worker_id bigint;
 BEGIN
     -- Before the lock of registrations: this may wait for a row that somebody
-    -- else keeps locked, which is no matter of other workers.
+    -- else keeps locked, which is no matter of other workers. And not for ever, so
+    -- that the thread hears in between whether it should end.
     IF previous IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', '2s', true);
         PERFORM millhand.settle_worker(
-            previous, format('worker %s lost its connection to Postgres', worker_name), true, begun);
+            previous, format('worker %s lost its connection to Postgres', worker_name), true,
+            begun_fence);
+        PERFORM set_config('lock_timeout', '0', true);
     END IF;
     -- One registration at a time, so that two types cannot pass each other.
     PERFORM pg_advisory_xact_lock(millhand.register_lock());
-    SELECT name, type INTO other FROM millhand.worker
-     WHERE type <> worker_type AND last_heartbeat + ttl > clock_timestamp() LIMIT 1;
+    SELECT name, type INTO other FROM millhand.worker WHERE type <> worker_type LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
             'stop those first', worker_type, other.name, other.type
-            USING ERRCODE = 'check_violation';
+            USING ERRCODE = 'object_in_use';
     END IF;
-    PERFORM millhand.forget_unknown_workers(register_worker.process);
+    PERFORM millhand.forget_unknown_workers(add_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, lock_owner)
-    VALUES (worker_name, worker_type, register_worker.process, register_worker.hostname,
-            register_worker.pid, register_worker.ttl, register_worker.lock_owner)
+    VALUES (worker_name, worker_type, add_worker.process, add_worker.hostname,
+            add_worker.pid, add_worker.ttl, add_worker.lock_owner)
     RETURNING id INTO worker_id;
-    IF register_worker.lock_owner IS NULL THEN
+    IF add_worker.lock_owner IS NULL THEN
         PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
     END IF;
     RETURN worker_id;
 END
 $$;
 
--- Takes a worker's row away when it leaves. It must own nothing by then.
+-- The same as workers of version 3 call it: `begun` is the one task whose handler had
+-- begun.
+CREATE OR REPLACE FUNCTION millhand.register_worker(
+    worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval,
+    lock_owner text, previous bigint, begun bigint
+) RETURNS bigint
+LANGUAGE sql AS $$
+    SELECT millhand.add_worker($1, $2, $3, $4, $5, $6, $7, $8,
+                               (SELECT t.fence FROM millhand.task t WHERE t.id = $9))
+$$;
+
+-- Takes a worker's row away when it leaves. By then it runs nothing: what it owns all
+-- the same it has ended, and the server has lost that commit (a failover to a standby
+-- that was behind).
 CREATE OR REPLACE FUNCTION millhand.leave(worker_id bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     gone record;
 BEGIN
+    IF EXISTS (SELECT FROM millhand.task WHERE owner = worker_id) THEN
+        -- Where a row is kept locked, others sweep what stays.
+        PERFORM millhand.settle_worker(
+            worker_id, 'it was ended, and the server has lost how');
+        RETURN;
+    END IF;
     DELETE FROM millhand.worker WHERE id = worker_id RETURNING process, lock_owner INTO gone;
     IF FOUND AND gone.lock_owner IS NULL THEN
         PERFORM millhand.forget_unknown_workers(gone.process);

@@ -1,37 +1,41 @@
 -- Renews the rows of these workers and returns their ids. An id that is missing
 -- from the answer was swept: that worker must stop at once. Rows that nobody
--- stands for any more are not renewed, so that their ttl ends.
+-- stands for any more are not renewed, so that their heartbeat stands still.
 CREATE OR REPLACE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
 LANGUAGE sql AS $$
-    UPDATE millhand.worker SET last_heartbeat = clock_timestamp() WHERE id = ANY ($1) RETURNING id
+    UPDATE millhand.worker SET heartbeat = heartbeat + 1, last_heartbeat = clock_timestamp()
+     WHERE id = ANY ($1) RETURNING id
 $$;
 
--- Settles workers that have not renewed their row for their whole ttl, by the
--- database's clock. By then they have stopped their tasks, or their warden has
--- killed them (ARCHITECTURE.md, "Liveness"). One sweeper a worker is enough.
+-- Owners of tasks that have no row as a worker: a server that lost commits may have
+-- kept the start of a task and not the registration, or their worker is settled in
+-- this moment.
+CREATE OR REPLACE FUNCTION millhand.unknown_owners() RETURNS SETOF bigint
+LANGUAGE sql AS $$
+    SELECT DISTINCT t.owner FROM millhand.task t
+     WHERE t.owner IS NOT NULL AND NOT EXISTS (SELECT FROM millhand.worker w WHERE w.id = t.owner)
+$$;
+
+-- Removes notes that are of no more use, because nothing is parked.
+CREATE OR REPLACE FUNCTION millhand.forget_freed() RETURNS void
+LANGUAGE sql AS $$
+    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked)
+$$;
+
+-- Sweeps by the database's clock, as housekeepers of version 3 do; those of today call
+-- settle_missing.
 CREATE OR REPLACE FUNCTION millhand.sweep() RETURNS integer
-LANGUAGE plpgsql AS $$
-DECLARE
-    n_settled integer := 0;
-    missing record;
-BEGIN
-    FOR missing IN
-        SELECT id, name FROM millhand.worker WHERE last_heartbeat + ttl < clock_timestamp()
-         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-    LOOP
-        n_settled := n_settled + coalesce(millhand.settle_worker(
-            missing.id, format('worker %s has gone missing', missing.name)), 0);
-    END LOOP;
-    -- Notes that are of no more use, because nothing is parked.
-    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked);
-    RETURN n_settled;
-END
+LANGUAGE sql AS $$
+    SELECT coalesce(sum(millhand.settle_missing(w.id, w.heartbeat)), 0)::integer
+      FROM millhand.worker w WHERE w.last_heartbeat + w.ttl < clock_timestamp()
 $$;
 
 -- The safety poll of a process, once a second: what it may have missed.
 --
--- `canceling`: tasks of its workers that should end. `lost`: workers whose
--- session is gone, told by their lock being free. `waiting`: whether there is
+-- `canceling`: tasks of its workers that should end. `owned`, `owned_by`: all tasks of
+-- its workers, and whose they are; it compares that with what it runs. `lost`: workers
+-- whose session is gone, told by their lock being free. `workers`, `heartbeats`, `ttls`:
+-- all workers of the fleet; who sweeps watches them. `waiting`: whether there is
 -- a waiting task that is not known to wait behind another, or may be one among
 -- the parked.
 --
@@ -47,7 +51,9 @@ $$;
 CREATE OR REPLACE FUNCTION millhand.poll(
     process text, INOUT low bigint, INOUT stragglers bigint[],
     INOUT mark bigint, INOUT mark_xid bigint,
-    OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean
+    OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean,
+    OUT owned bigint[], OUT owned_by bigint[],
+    OUT workers bigint[], OUT heartbeats bigint[], OUT ttls double precision[]
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
@@ -60,9 +66,16 @@ DECLARE
     max_stragglers CONSTANT integer := 100;
     drawn bigint;
 BEGIN
-    canceling := ARRAY(SELECT t.id FROM millhand.worker w
-                         JOIN millhand.task t ON t.owner = w.id AND t.state = 'canceling'
-                        WHERE w.process = poll.process);
+    SELECT coalesce(array_agg(t.id) FILTER (WHERE t.state = 'canceling'), '{}'),
+           coalesce(array_agg(t.id), '{}'), coalesce(array_agg(w.id), '{}')
+      INTO canceling, owned, owned_by
+      FROM millhand.worker w
+      JOIN millhand.task t ON t.owner = w.id AND t.state IN ('running', 'canceling')
+     WHERE w.process = poll.process;
+    SELECT coalesce(array_agg(w.id), '{}'), coalesce(array_agg(w.heartbeat), '{}'),
+           coalesce(array_agg(extract(epoch FROM w.ttl)::double precision), '{}')
+      INTO workers, heartbeats, ttls
+      FROM millhand.worker w;
     lost := '{}';
     FOR own IN SELECT w.id FROM millhand.worker w
                 WHERE w.process = poll.process AND w.lock_owner IS NULL LOOP

@@ -15,3 +15,4 @@ SET default_transaction_isolation = 'read committed';
 SET tcp_keepalives_idle = 5;
 SET tcp_keepalives_interval = 5;
 SET tcp_keepalives_count = 3;
+SELECT millhand.begin_session();

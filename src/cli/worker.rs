@@ -79,6 +79,7 @@ pub(crate) fn run(args: &WorkerArgs, mut config: Config) -> Result<ExitCode, Fai
     let worker = Worker::new(config, Registry::new())
         .burst(args.burst)
         .auxiliary(args.auxiliary)
+        .owns_process(true)
         .warden(vec![program.into_os_string(), "warden".into()]);
     obey_signals(worker.control())?;
     worker.run()?;

@@ -73,8 +73,9 @@ pub(crate) enum Turn {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Previous {
     pub(crate) worker: i64,
-    /// The task whose handler had begun; another one was only claimed.
-    pub(crate) begun: Option<TaskId>,
+    /// The fencing token of the last start whose handler had begun; what was started
+    /// for it later was only claimed.
+    pub(crate) begun_fence: Option<i64>,
 }
 
 /// What a worker process has of its lock back end.

@@ -12,24 +12,30 @@
 //! | stderr | its last 64 KiB are the log |
 //! | exit | 0 is completed, all else failed |
 //!
-//! When the child has ended, what is left of its process group is killed.
+//! When the child has ended, all that it started and left behind is killed, also what has
+//! left its process group (`mark.rs`, `orphans.rs`, `cgroup.rs`).
+
+mod placeholders;
+mod start;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use super::Shared;
+use super::cgroup::Cgroup;
 use super::claim::Outcome;
+use super::mark::Mark;
+use super::{Shared, orphans};
 use crate::config::CommandHandler;
 use crate::context::Context;
+use start::start;
 
 /// Most of stdout that can become a result.
 const MAX_RESULT: usize = 1 << 20;
@@ -40,31 +46,42 @@ const MAX_PROGRESS: usize = 64 << 10;
 /// The descriptor on which a command reports progress.
 const PROGRESS_FD: i32 = 3;
 
-/// Runs the command to its end.
+/// Why a command did not begin, though its task was claimed.
+#[derive(Debug)]
+pub(crate) enum NotBegun {
+    /// The lease has ended, or there is no warden.
+    TooLate,
+    /// This machine cannot run the handler's program.
+    Program(String),
+    /// This machine cannot run any command at the moment.
+    Machine(String),
+}
+
+/// Runs the command to its end, unless it could not begin.
 pub(crate) fn run(
     shared: &Shared,
     worker_name: &str,
+    thread: usize,
     handler: &CommandHandler,
     args: &Value,
     context: &Context<'_>,
-) -> Outcome {
-    let directory = match shared.working_directory() {
-        Ok(directory) => directory,
-        Err(error) => return Outcome::failed(error),
+) -> Result<Outcome, NotBegun> {
+    let directory = shared.working_directory().map_err(NotBegun::Machine)?;
+    let started = start(shared, worker_name, thread, handler, args, context, directory.path());
+    let outcome = match started? {
+        Ok(running) => running.watch(shared, context),
+        Err(reason) => Outcome::failed(reason),
     };
-    let outcome =
-        match Running::start(shared, worker_name, handler, args, context, directory.path()) {
-            Ok(running) => running.watch(shared, context),
-            Err(error) => Outcome::failed(error),
-        };
     // Before the final state is stored: whoever waits for it finds no remains.
     if let Err(error) = directory.close() {
         log::warn!("could not remove the working directory of task {}: {error}", context.id());
     }
-    outcome
+    Ok(outcome)
 }
 
 struct Running {
+    mark: Mark,
+    cgroup: Option<Cgroup>,
     child: Child,
     group: Pid,
     exit: OwnedFd,
@@ -84,96 +101,6 @@ struct Stream {
 }
 
 impl Running {
-    fn start(
-        shared: &Shared,
-        worker_name: &str,
-        handler: &CommandHandler,
-        args: &Value,
-        context: &Context<'_>,
-        directory: &std::path::Path,
-    ) -> Result<Running, String> {
-        let argv = handler
-            .command
-            .iter()
-            .map(|part| fill_in(part, args))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|field| {
-                format!(
-                    "the arguments have no field `{field}`, which the command of handler `{}` needs",
-                    context.name()
-                )
-            })?;
-        let program = &argv[0];
-        let (progress, progress_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| error.to_string())?;
-        let mut command = Command::new(program);
-        command
-            .args(&argv[1..])
-            .current_dir(directory)
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // The settings hold passwords, and are none of a handler's business.
-            .env_remove("MILLHAND_DATABASE_URL")
-            .env_remove("MILLHAND_REDIS_URL")
-            .env("MILLHAND_PROCESS", &shared.identity.process)
-            .env("MILLHAND_TASK_ID", context.id().to_string())
-            .env("MILLHAND_TASK_NAME", context.name())
-            .env("MILLHAND_FENCE", context.fence().to_string())
-            .env("MILLHAND_ATTEMPT", context.attempt().to_string())
-            .env("MILLHAND_WORKER", worker_name);
-        command
-            .fd_mappings(vec![FdMapping { parent_fd: progress_end, child_fd: PROGRESS_FD }])
-            .map_err(|error| error.to_string())?;
-        let mut child = command.spawn().map_err(|error| {
-            let remedy = match error.kind() {
-                ErrorKind::NotFound => "; install it, or mend the handler's command",
-                ErrorKind::PermissionDenied => "; make it executable",
-                _ => "",
-            };
-            format!("could not run `{program}` for handler `{}`: {error}{remedy}", context.name())
-        })?;
-        // The command keeps our copy of the pipe's end; the pipe must end with
-        // the child.
-        drop(command);
-        let group = Pid::from_child(&child);
-        shared.warden.add(group);
-        let take = |pipe: Option<OwnedFd>| pipe.map(File::from);
-        let pipes = (
-            take(child.stdin.take().map(OwnedFd::from)),
-            take(child.stdout.take().map(OwnedFd::from)),
-            take(child.stderr.take().map(OwnedFd::from)),
-        );
-        let prepared = [&pipes.0, &pipes.1, &pipes.2]
-            .into_iter()
-            .flatten()
-            .map(AsFd::as_fd)
-            .chain([progress.as_fd()])
-            .try_for_each(|pipe| rustix::io::ioctl_fionbio(pipe, true))
-            .and_then(|()| rustix::process::pidfd_open(group, PidfdFlags::empty()));
-        let exit = match prepared {
-            Ok(exit) => exit,
-            Err(error) => {
-                kill(group, Signal::KILL);
-                let _ = child.wait();
-                shared.warden.remove(group);
-                return Err(format!("could not watch `{program}`: {error}"));
-            }
-        };
-        Ok(Running {
-            child,
-            group,
-            exit,
-            stdin: pipes.0,
-            args: args.to_string().into_bytes(),
-            n_written: 0,
-            stdout: Stream::new(pipes.1),
-            stderr: Stream::new(pipes.2),
-            progress: Stream::new(Some(File::from(progress))),
-        })
-    }
-
     /// Watches the child until it has ended, ending it when it has to.
     fn watch(mut self, shared: &Shared, context: &Context<'_>) -> Outcome {
         let mut kill_at: Option<Instant> = None;
@@ -204,6 +131,10 @@ impl Running {
         // The leader is dead but not yet reaped, so its number, which is the
         // group's, cannot be anyone else's: kill the rest of the group now.
         kill(self.group, Signal::KILL);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.end();
+        }
+        orphans::end(self.mark, self.group);
         self.read();
         self.report(context);
         let status = self.child.wait();
@@ -350,65 +281,4 @@ impl Stream {
 /// Signals every process of the group; one that is gone already is fine.
 fn kill(group: Pid, signal: Signal) {
     let _ = rustix::process::kill_process_group(group, signal);
-}
-
-/// Replaces `{field}` by that field of the arguments: a string as it is,
-/// anything else as JSON. The error is the field that is missing.
-fn fill_in(part: &str, args: &Value) -> Result<String, String> {
-    let mut filled = String::new();
-    let mut rest = part;
-    while let Some(at) = rest.find(['{', '}']) {
-        filled.push_str(&rest[..at]);
-        rest = &rest[at..];
-        if rest.starts_with("{{") || rest.starts_with("}}") {
-            filled.push_str(&rest[..1]);
-            rest = &rest[2..];
-            continue;
-        }
-        let field = rest[1..].split('}').next().unwrap_or_default();
-        let is_field = rest.starts_with('{')
-            && rest.len() > field.len() + 1
-            && !field.is_empty()
-            && field.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !is_field {
-            filled.push_str(&rest[..1]);
-            rest = &rest[1..];
-            continue;
-        }
-        match args.get(field) {
-            Some(Value::String(text)) => filled.push_str(text),
-            Some(value) => filled.push_str(&value.to_string()),
-            None => return Err(field.to_owned()),
-        }
-        rest = &rest[field.len() + 2..];
-    }
-    filled.push_str(rest);
-    Ok(filled)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fill_in;
-    use serde_json::json;
-
-    #[test]
-    fn placeholders_become_one_argument_each() {
-        let args = json!({"path": "a b; rm -rf /", "n": 3, "list": ["x"]});
-        for (part, expected) in [
-            ("plain", Ok("plain")),
-            ("{path}", Ok("a b; rm -rf /")),
-            ("--n={n}.{n}", Ok("--n=3.3")),
-            ("{list}", Ok(r#"["x"]"#)),
-            ("{{path}}", Ok("{path}")),
-            ("{print $1}", Ok("{print $1}")),
-            ("{", Ok("{")),
-            ("a}b", Ok("a}b")),
-            ("{path", Ok("{path")),
-            ("{}", Ok("{}")),
-            ("{gone}", Err("gone")),
-        ] {
-            let filled = fill_in(part, &args);
-            assert_eq!(filled.as_deref().map_err(String::as_str), expected, "{part}");
-        }
-    }
 }

@@ -2,14 +2,17 @@
 //! sweeps what others left. It has a connection of its own: nothing it does
 //! ever waits behind a task.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, Statement};
 
+use super::clock::Moment;
 use super::inbox::Event;
-use super::lease::LEASE_SHARE;
-use super::{Shared, Sight};
+use super::lease::{Activity, LEASE_SHARE, Lease};
+use super::watch::{NO_WORKER, Watch};
+use super::{Shared, Sight, orphans, warden};
 use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -30,6 +33,11 @@ struct Housekeeper<'a> {
     next_beat: Instant,
     next_poll: Instant,
     n_turns: u64,
+    watch: Watch,
+    /// Owners of tasks that the last look found to be no workers.
+    unknown_owners: Vec<i64>,
+    /// What workers of this process own and do not run, and since when that is seen.
+    not_run: HashMap<(i64, i64), Instant>,
 }
 
 /// A connection with its statements prepared.
@@ -37,7 +45,7 @@ struct Session {
     client: Client,
     poll: Statement,
     beat: Statement,
-    sweep: Statement,
+    settle_missing: Statement,
 }
 
 /// Keeps house until the workers have left.
@@ -51,6 +59,9 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         next_beat: Instant::now(),
         next_poll: Instant::now(),
         n_turns: 0,
+        watch: Watch::default(),
+        unknown_owners: Vec::new(),
+        not_run: HashMap::new(),
     };
     let mut session: Option<Session> = None;
     let mut warned = false;
@@ -75,6 +86,12 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
                 // If this connection is gone, the workers' may be, too.
                 shared.tell_all(Event::Verify);
             }
+        }
+        if shared.offer.look() {
+            shared.back_end.ring();
+        }
+        if shared.registry.has_commands() {
+            orphans::reap(shared.is_init, |process| shared.warden.knows(process));
         }
         // Their threads see it themselves when they look; the warden acts at
         // the same time, should nobody here be able to.
@@ -108,7 +125,9 @@ impl Session {
         Ok(Session {
             poll: client.prepare(include_str!("../../sql/queries/poll.sql")).map_err(fail)?,
             beat: client.prepare(include_str!("../../sql/queries/beat.sql")).map_err(fail)?,
-            sweep: client.prepare(include_str!("../../sql/queries/sweep.sql")).map_err(fail)?,
+            settle_missing: client
+                .prepare(include_str!("../../sql/queries/settle_missing.sql"))
+                .map_err(fail)?,
             client,
         })
     }
@@ -116,28 +135,26 @@ impl Session {
 
 impl Housekeeper<'_> {
     fn turn(&mut self, session: &mut Session, lease: Duration) -> Result<(), Error> {
-        // The lease counts from before the statement: others count from when
-        // the database ran it, which is later.
         let now = Instant::now();
         let beats = now >= self.next_beat || self.shared.has_fresh_leases();
         if beats {
-            self.beat(session, now + lease)?;
+            // The lease counts from before the statement: others see what it does later.
+            self.beat(session, Moment::now().after(lease))?;
             self.next_beat = now + self.shared.identity.ttl / 3;
         }
-        if now >= self.next_poll {
+        if beats && !self.shared.auxiliary {
+            self.look_for_unknown_owners(session)?;
+        }
+        if beats || now >= self.next_poll {
             self.poll(session)?;
             let n_turns = self.shared.back_end.n_turns();
             let is_busy = n_turns - std::mem::replace(&mut self.n_turns, n_turns) > BUSY_TURNS;
             let interval = self.shared.poll_interval;
             let interval = if is_busy { interval.min(BUSY_POLL_INTERVAL) } else { interval };
             self.next_poll = Instant::now() + interval;
-        }
-        // Last of all: if it fails, what comes before it goes on.
-        if beats && !self.shared.auxiliary {
-            session
-                .client
-                .execute(&session.sweep, &[])
-                .map_err(|error| Error::postgres("could not sweep missing workers", error))?;
+            if !self.shared.auxiliary {
+                self.sweep(session)?;
+            }
         }
         if beats {
             self.shared.back_end.tidy_up();
@@ -145,7 +162,78 @@ impl Housekeeper<'_> {
         Ok(())
     }
 
-    /// It may be another server, restored or elder: nothing that was learned of
+    fn look_for_unknown_owners(&mut self, session: &mut Session) -> Result<(), Error> {
+        let fail = |error| Error::postgres("could not look for what is left over", error);
+        session
+            .client
+            .execute(include_str!("../../sql/queries/forget_freed.sql"), &[])
+            .map_err(fail)?;
+        let rows = session
+            .client
+            .query(include_str!("../../sql/queries/unknown_owners.sql"), &[])
+            .map_err(fail)?;
+        self.unknown_owners = rows.iter().map(|row| row.get(0)).collect();
+        Ok(())
+    }
+
+    /// Settles who was watched to be dead, each in a transaction of its own: one that
+    /// cannot be settled holds up no other.
+    fn sweep(&mut self, session: &mut Session) -> Result<(), Error> {
+        let deadline = Instant::now() + self.shared.identity.ttl / 6;
+        for (worker, heartbeat) in self.watch.missing() {
+            // Heartbeats come first; what is left is for the next look.
+            if Instant::now() > deadline {
+                break;
+            }
+            self.end_remains(session, worker)?;
+            let settled = session.client.query_one(&session.settle_missing, &[&worker, &heartbeat]);
+            let reason = match settled.map(|row| row.get::<_, Option<i32>>(0)) {
+                Ok(Some(_)) => {
+                    self.watch.forget(worker);
+                    self.shared.back_end.tidy_up();
+                    continue;
+                }
+                Ok(None) => "its session cannot be ended, perhaps because its server process \
+                             stands still or another role's has to be granted \
+                             pg_signal_backend, or somebody keeps a row locked"
+                    .to_owned(),
+                Err(error) => {
+                    let error = Error::postgres("could not settle a missing worker", error);
+                    if session.client.is_closed() {
+                        return Err(error);
+                    }
+                    error::chain(&error)
+                }
+            };
+            if self.watch.could_not_settle(worker) {
+                log::warn!(
+                    "worker {worker} is missing and cannot be settled: {reason}; \
+                     its tasks keep their resources meanwhile"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what a dead process has left on this host, should its warden be dead, too.
+    fn end_remains(&self, session: &mut Session, worker: i64) -> Result<(), Error> {
+        let fail = |error| Error::postgres("could not look for a missing process", error);
+        let row = session
+            .client
+            .query_opt(include_str!("../../sql/queries/worker_process.sql"), &[&worker])
+            .map_err(fail)?;
+        let Some(row) = row else { return Ok(()) };
+        let (process, workers): (String, Vec<i64>) = (row.get(0), row.get(1));
+        // One row may be left over while its process lives and works under others.
+        let is_dead = workers.iter().all(|worker| self.watch.is_missing(*worker));
+        if is_dead && process != self.shared.identity.process {
+            warden::end_remains(&process);
+            warden::remove_directories(&self.shared.working_directory, &process);
+        }
+        Ok(())
+    }
+
+    /// It may be another server, restored or older: nothing that was learned of
     /// positions holds. And a heartbeat comes before the first poll, to end the
     /// leases of workers whose rows are not there: what is learned here of
     /// positions is not for them.
@@ -155,7 +243,7 @@ impl Housekeeper<'_> {
         (self.next_beat, self.next_poll) = (Instant::now(), Instant::now());
     }
 
-    fn beat(&mut self, session: &mut Session, lease_end: Instant) -> Result<(), Error> {
+    fn beat(&mut self, session: &mut Session, lease_end: Moment) -> Result<(), Error> {
         // Read before the statement: a worker that joins meanwhile is no loss.
         let leases = self.shared.leases();
         let workers: Vec<i64> = leases.iter().map(|lease| lease.worker()).collect();
@@ -178,7 +266,14 @@ impl Housekeeper<'_> {
     }
 
     fn poll(&mut self, session: &mut Session) -> Result<(), Error> {
-        let leases = self.shared.leases();
+        // Read before the statement, as in `beat`.
+        let leases: Vec<(Arc<Lease>, Activity)> = self
+            .shared
+            .leases()
+            .into_iter()
+            .map(|lease| (lease.clone(), lease.activity()))
+            .collect();
+        let began = Moment::now();
         let row = session
             .client
             .query_one(
@@ -196,8 +291,29 @@ impl Housekeeper<'_> {
             self.shared.tell_all(Event::Cancel(TaskId(id)));
         }
         let lost: Vec<i64> = row.get("lost");
-        for lease in leases.iter().filter(|lease| lost.contains(&lease.worker())) {
-            lease.end();
+        let workers: Vec<i64> = row.get("workers");
+        for (lease, _) in &leases {
+            if lost.contains(&lease.worker()) {
+                lease.end();
+            } else if !workers.contains(&lease.worker()) && !lease.is_over() {
+                log::warn!("a worker of this process was taken for missing; it starts anew");
+                lease.end();
+            }
+        }
+        let owned: Vec<i64> = row.get("owned");
+        let owned_by: Vec<i64> = row.get("owned_by");
+        self.compare(&leases, owned_by.into_iter().zip(owned).collect());
+        if !self.shared.auxiliary {
+            let heartbeats: Vec<i64> = row.get("heartbeats");
+            let ttls: Vec<f64> = row.get("ttls");
+            let ttls = ttls
+                .into_iter()
+                .map(|ttl| Duration::try_from_secs_f64(ttl).unwrap_or(Duration::MAX));
+            let known = workers.into_iter().zip(heartbeats).zip(ttls);
+            let known = known.map(|((worker, heartbeat), ttl)| (worker, heartbeat, ttl));
+            let ttl = self.shared.identity.ttl;
+            let unknown = self.unknown_owners.iter().map(|owner| (*owner, NO_WORKER, ttl));
+            self.watch.look((began, Moment::now()), known.chain(unknown));
         }
         self.sight = Sight { low: row.get("low"), stragglers: row.get("stragglers") };
         self.mark = row.get("mark");
@@ -207,5 +323,48 @@ impl Housekeeper<'_> {
             self.shared.back_end.ring();
         }
         Ok(())
+    }
+
+    /// Compares what the table says that the workers of this process own with what they
+    /// run. A server that has lost commits, in a failover to a standby that was behind,
+    /// may not know of a start or an end. Whose worker runs what it does not own, or owns
+    /// what it does not run, gives up its claim: it stops the one, and the other is ended
+    /// as failed (settle_worker), or goes back to its place if it never began.
+    fn compare(&mut self, leases: &[(Arc<Lease>, Activity)], owned: HashSet<(i64, i64)>) {
+        let mut not_run = HashMap::new();
+        let patience = self.shared.identity.ttl / 6;
+        for (lease, before) in leases {
+            let worker = lease.worker();
+            // What began or ended meanwhile may be seen either way.
+            if lease.is_over() || lease.activity() != *before {
+                continue;
+            }
+            match before {
+                Activity::Runs(task) if !owned.contains(&(worker, task.0)) => {
+                    log::warn!(
+                        "task {task} runs here and is not this worker's any more; ending it"
+                    );
+                    lease.end();
+                }
+                // It may have been given a task just now, and begins that in a moment; if
+                // that takes longer, the task goes back to its place.
+                Activity::Idle => {
+                    let its = owned.iter().filter(|(owner, _)| *owner == worker);
+                    for pair in its.copied() {
+                        let since = self.not_run.get(&pair).copied().unwrap_or_else(Instant::now);
+                        if since.elapsed() >= patience {
+                            log::warn!(
+                                "task {} is this worker's and does not run; giving it up",
+                                pair.1
+                            );
+                            lease.end();
+                        }
+                        not_run.insert(pair, since);
+                    }
+                }
+                Activity::Runs(_) | Activity::Ends => {}
+            }
+        }
+        self.not_run = not_run;
     }
 }

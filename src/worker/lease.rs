@@ -1,7 +1,7 @@
 //! How long a worker may act under its id.
 //!
-//! Whoever finds a worker's row older than its ttl takes the worker for dead,
-//! so it must have stopped by then. A heartbeat that renews the row therefore
+//! Who has watched a worker's row for its whole ttl without a heartbeat takes the worker
+//! for dead, so it must have stopped by then. A heartbeat that renews the row therefore
 //! gives its worker a lease that ends a little earlier, and without a lease a
 //! worker takes nothing.
 //!
@@ -10,9 +10,10 @@
 //! that the warden kills for in time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
+use super::clock::Moment;
 use super::inbox::{Event, Mailbox};
+use crate::task::TaskId;
 
 /// The part of the ttl after which a lease that was not renewed has ended; the
 /// rest is for killing, before others may sweep.
@@ -22,13 +23,24 @@ pub(crate) struct Lease {
     worker: i64,
     mailbox: Mailbox,
     state: Mutex<State>,
+    activity: Mutex<Activity>,
+}
+
+/// What the worker does with tasks, to be compared with what the table says that it owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// It runs nothing, though it may just be given something.
+    Idle,
+    Runs(TaskId),
+    /// What it ran has ended, and that may not be stored yet.
+    Ends,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     /// No heartbeat has renewed the row yet.
     Fresh,
-    Until(Instant),
+    Until(Moment),
     /// For good: the thread may have acted on it, so that no heartbeat, however
     /// late, revives it.
     Over,
@@ -38,7 +50,8 @@ enum State {
 
 impl Lease {
     pub(crate) fn new(worker: i64, mailbox: Mailbox) -> Lease {
-        Lease { worker, mailbox, state: Mutex::new(State::Fresh) }
+        let (state, activity) = (Mutex::new(State::Fresh), Mutex::new(Activity::Idle));
+        Lease { worker, mailbox, state, activity }
     }
 
     pub(crate) fn worker(&self) -> i64 {
@@ -61,7 +74,7 @@ impl Lease {
     }
 
     /// A heartbeat has renewed the row.
-    pub(crate) fn renew(&self, end: Instant) {
+    pub(crate) fn renew(&self, end: Moment) {
         let mut state = self.lock();
         match *state {
             State::Over | State::OverAndTold => return,
@@ -81,6 +94,14 @@ impl Lease {
         }
     }
 
+    pub(crate) fn activity(&self) -> Activity {
+        *self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        *self.activity.lock().unwrap_or_else(PoisonError::into_inner) = activity;
+    }
+
     fn now(&self) -> State {
         *self.lock()
     }
@@ -88,7 +109,7 @@ impl Lease {
     /// Time alone ends a lease, whether or not anybody is there to say so.
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, State::Until(end) if end <= Instant::now()) {
+        if matches!(*state, State::Until(end) if end.has_passed()) {
             *state = State::Over;
         }
         state
@@ -99,7 +120,7 @@ impl Lease {
 #[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::worker::inbox::Inbox;
@@ -110,12 +131,12 @@ mod tests {
         let lease = Lease::new(1, mailbox);
         let states = |lease: &Lease| (lease.is_fresh(), lease.is_held(), lease.is_over());
         assert_eq!(states(&lease), (true, false, false));
-        lease.renew(Instant::now() + Duration::from_secs(3600));
+        lease.renew(Moment::now().after(Duration::from_secs(3600)));
         assert_eq!(states(&lease), (false, true, false));
         // The answer to a heartbeat that came when its lease had passed.
-        lease.renew(Instant::now());
+        lease.renew(Moment::now());
         assert_eq!(states(&lease), (false, false, true));
-        lease.renew(Instant::now() + Duration::from_secs(3600));
+        lease.renew(Moment::now().after(Duration::from_secs(3600)));
         assert_eq!(states(&lease), (false, false, true));
     }
 
@@ -130,7 +151,7 @@ mod tests {
         assert_eq!(inbox.wait(), Event::Lost);
         assert!(inbox.is_lost());
         assert!(!inbox.wait_until(Instant::now()), "told twice");
-        // What was said of an elder id is no matter of the next one.
+        // What was said of an older id is no matter of the next one.
         let (mailbox, _other) = Inbox::new().unwrap();
         inbox.begin_session(Arc::new(Lease::new(2, mailbox)));
         lease.end();

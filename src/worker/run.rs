@@ -4,25 +4,28 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::Shared;
 use super::claim::{Claimed, Claims, Outcome};
+use super::command::{self, NotBegun};
 use super::inbox::Inbox;
-use super::{Shared, command};
 use crate::context::Context;
 use crate::registry::Handler;
 
 /// The reason stored for a task that a shutdown ended.
 pub(crate) const ABORTED: &str = "aborted during worker shutdown";
 
+/// Runs the task to its end, unless it could not begin.
 pub(crate) fn run_task(
     shared: &Shared,
     worker_name: &str,
     task: Claimed,
     inbox: &Inbox,
     claims: &mut dyn Claims,
-) -> Outcome {
+    thread: usize,
+) -> Result<Outcome, NotBegun> {
     log::debug!("worker {worker_name}: task {} `{}` started", task.id, task.name);
     let Some(handler) = shared.registry.get(&task.name) else {
-        return Outcome::failed(format!("this worker has no handler for `{}`", task.name));
+        return Ok(Outcome::failed(format!("this worker has no handler for `{}`", task.name)));
     };
     let context = Context {
         id: task.id,
@@ -43,7 +46,7 @@ pub(crate) fn run_task(
             }
         }
         Handler::Command(command) => {
-            command::run(shared, worker_name, command, &task.args, &context)
+            command::run(shared, worker_name, thread, command, &task.args, &context)?
         }
     };
     if !outcome.completed && inbox.is_aborting() && !inbox.is_canceled(context.id) {
@@ -58,7 +61,7 @@ pub(crate) fn run_task(
         context.name,
         outcome.error.as_deref().unwrap_or("completed")
     );
-    outcome
+    Ok(outcome)
 }
 
 /// Postgres text holds any character but NUL.

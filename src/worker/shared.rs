@@ -1,17 +1,20 @@
 //! What the threads of a worker process share, and whom they are told through.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use postgres::Client;
+use rustix::process::Rlimit;
 
 use super::Control;
+use super::cgroup::Cgroups;
 use super::claim::{BackEnd, Previous};
 use super::inbox::{Event, Mailbox};
-use super::lease::Lease;
+use super::lease::{Activity, Lease};
+use super::offer::Offer;
 use super::warden::{self, Warden};
 use crate::config::WorkerType;
 use crate::error::Error;
@@ -41,7 +44,12 @@ pub(crate) struct Shared {
     pub(crate) url: String,
     pub(crate) identity: Identity,
     pub(crate) registry: Registry,
-    pub(crate) handlers: Vec<String>,
+    pub(crate) offer: Offer,
+    pub(crate) cgroups: Option<Cgroups>,
+    /// The soft limit of open files that commands get: that which this process had.
+    pub(crate) files: Rlimit,
+    /// Whether all children of this process are ours.
+    pub(crate) is_init: bool,
     pub(crate) burst: bool,
     pub(crate) auxiliary: bool,
     pub(crate) cancel_grace: Duration,
@@ -71,16 +79,7 @@ impl Shared {
 
     /// A fresh directory for a task, removed when dropped.
     pub(crate) fn working_directory(&self) -> Result<tempfile::TempDir, String> {
-        tempfile::Builder::new()
-            .prefix(&warden::directory_prefix(&self.identity.process))
-            .tempdir_in(&self.working_directory)
-            .map_err(|error| {
-                format!(
-                    "could not make a working directory in {}: {error}; \
-                     make room there or set `working_directory`",
-                    self.working_directory.display()
-                )
-            })
+        working_directory(&self.working_directory, &self.identity.process)
     }
 
     /// Tells every worker.
@@ -101,7 +100,7 @@ impl Shared {
         previous: Option<Previous>,
     ) -> Result<i64, Error> {
         let row = client.query_one(
-            include_str!("../../sql/queries/register_worker.sql"),
+            include_str!("../../sql/queries/add_worker.sql"),
             &[
                 &name,
                 &worker_type.as_str(),
@@ -111,7 +110,7 @@ impl Shared {
                 &self.identity.ttl.as_secs_f64(),
                 &lock_owner,
                 &previous.map(|previous| previous.worker),
-                &previous.and_then(|previous| previous.begun).map(|id| id.0),
+                &previous.and_then(|previous| previous.begun_fence),
             ],
         );
         let doing = || format!("could not register worker {name}");
@@ -158,6 +157,13 @@ impl Shared {
         self.lock_leases().remove(&worker);
     }
 
+    /// The end of what this worker ran is stored; it may wait for long for what comes next.
+    pub(crate) fn end_is_stored(&self, worker: i64) {
+        if let Some(lease) = self.lock_leases().get(&worker) {
+            lease.set_activity(Activity::Idle);
+        }
+    }
+
     /// Whether a worker waits for its first heartbeat.
     pub(crate) fn has_fresh_leases(&self) -> bool {
         self.lock_leases().values().any(|lease| lease.is_fresh())
@@ -190,6 +196,19 @@ impl Shared {
         self.has_ended.store(true, Ordering::Release);
         self.ended.1.notify_all();
     }
+}
+
+/// A fresh directory for a task of this process in this folder, removed when dropped.
+pub(super) fn working_directory(folder: &Path, process: &str) -> Result<tempfile::TempDir, String> {
+    tempfile::Builder::new().prefix(&warden::directory_prefix(process)).tempdir_in(folder).map_err(
+        |error| {
+            format!(
+                "could not make a working directory in {}: {error}; \
+                 make room there or set `working_directory`",
+                folder.display()
+            )
+        },
+    )
 }
 
 /// The host's full name: its own if it has a dot, else with the domain that the

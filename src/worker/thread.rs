@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::claim::{Claims, Ended, Outcome, Previous, Turn};
 use super::inbox::Inbox;
-use super::lease::Lease;
+use super::lease::{Activity, Lease};
 use super::run::run_task;
 use crate::error::{self, Error};
-use crate::task::TaskId;
 
 /// Pauses between attempts to reach Postgres: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -19,8 +18,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 enum Exit {
     /// Told to stop, and nothing is left to do.
     Stopped,
-    /// The claim is gone; `begun` is the task whose handler had begun.
-    Lost { begun: Option<TaskId> },
+    /// The claim is gone.
+    Lost,
 }
 
 /// Works until told to stop. An error that waiting cannot mend ends it.
@@ -54,29 +53,34 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
         pause = FIRST_PAUSE;
         let lease = shared.joined(index, claims.worker());
         inbox.begin_session(lease.clone());
-        let exit = work_session(shared, &name, inbox, &lease, &mut *claims);
+        let mut begun_fence = None;
+        let exit =
+            work_session(shared, index, &name, inbox, &lease, &mut *claims, &mut begun_fence);
         shared.left(claims.worker());
         match exit? {
             Exit::Stopped => return claims.leave(),
-            Exit::Lost { begun } => {
+            Exit::Lost => {
                 if inbox.is_aborting() {
                     log::info!("worker {name}: settling its claim before it leaves");
                 } else {
                     log::warn!("worker {name}: gave up its claim; starting anew");
                 }
-                previous = Some(Previous { worker: claims.worker(), begun });
+                previous = Some(Previous { worker: claims.worker(), begun_fence });
             }
         }
     }
 }
 
-/// Works under one worker id until told to stop or until the claim is lost.
+/// Works under one worker id until told to stop or until the claim is lost; notes the
+/// fencing token of the last start whose handler it began.
 fn work_session(
     shared: &Shared,
+    index: usize,
     name: &str,
     inbox: &Inbox,
     lease: &Lease,
     claims: &mut dyn Claims,
+    begun_fence: &mut Option<i64>,
 ) -> Result<Exit, Error> {
     loop {
         // First of all: what is noted here was said before the lease is looked
@@ -85,7 +89,7 @@ fn work_session(
         if draining {
             return Ok(Exit::Stopped);
         } else if lease.is_over() {
-            return Ok(Exit::Lost { begun: None });
+            return Ok(Exit::Lost);
         } else if !lease.is_held() {
             inbox.wait();
         } else if !shared.warden.is_ready() {
@@ -112,7 +116,7 @@ fn work_session(
                     last_failure = text;
                 }
                 if inbox.is_lost() || !claims.recover() {
-                    return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
+                    return Ok(Exit::Lost);
                 }
                 if !error.is_unavailable() {
                     // Perhaps the server will never take what the handler
@@ -138,14 +142,14 @@ fn work_session(
                 last_failure.clear();
                 inbox.verify(claims);
                 if inbox.is_lost() {
-                    return Ok(Exit::Lost { begun: None });
+                    return Ok(Exit::Lost);
                 }
                 continue;
             }
-            Turn::Lost => return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) }),
+            Turn::Lost => return Ok(Exit::Lost),
             Turn::NotOwned => {
                 log::warn!("worker {name}: its task had been taken away; nothing was written");
-                return Ok(Exit::Lost { begun: ended.map(|ended| ended.id) });
+                return Ok(Exit::Lost);
             }
         };
         n_failures = 0;
@@ -155,13 +159,26 @@ fn work_session(
         // long, and this process has yet to learn why.
         if inbox.is_aborting() || inbox.is_lost() || !shared.warden.is_ready() {
             // Not begun: it goes back to its place when the claim is settled.
-            return Ok(Exit::Lost { begun: None });
+            return Ok(Exit::Lost);
         }
-        let id = task.id;
-        let outcome = run_task(shared, name, task, inbox, claims);
+        let (id, fence) = (task.id, task.fence);
+        let handler = task.name.clone();
+        lease.set_activity(Activity::Runs(id));
+        let outcome = match run_task(shared, name, task, inbox, claims, index) {
+            Ok(outcome) => outcome,
+            // It goes back to its place, and this process does not ask for its like again
+            // before that is worth a try.
+            Err(reason) => {
+                shared.offer.withdraw(&handler, reason);
+                return Ok(Exit::Lost);
+            }
+        };
+        *begun_fence = Some(fence);
+        lease.set_activity(Activity::Ends);
+        shared.offer.has_begun(&handler);
         if inbox.is_lost() {
             log::warn!("worker {name}: stopped task {id}, its claim is gone");
-            return Ok(Exit::Lost { begun: Some(id) });
+            return Ok(Exit::Lost);
         }
         ended = Some(Ended { id, outcome });
     }

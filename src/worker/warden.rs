@@ -10,21 +10,23 @@
 //!
 //! | line | means |
 //! |---|---|
-//! | `+N` | process group N belongs to a task |
+//! | `begin L` | what begins from now on does so under lease L: end what began under another |
+//! | `+L N` | process group N belongs to a task that began under lease L |
 //! | `-N` | it has ended |
-//! | `lease N` | the worker's rows were renewed: its tasks may run for N µs from now |
+//! | `lease T` | the worker's rows were renewed: its tasks may run until T, on the host's clock |
 //! | `end` | the worker has left in good order |
 //!
-//! The warden says `ready` when it can be relied on. One that dies is replaced;
-//! until its successor is ready the worker takes nothing new.
+//! The warden answers `ready L` when all that began under other leases is dead. One that
+//! dies is replaced. Until it is ready for the present lease the worker takes nothing new,
+//! so that what is killed when a lease ends is never something that began after it.
 //!
 //! A child that was just started when its worker died may not be known yet. So
-//! the warden also looks for the worker's mark in the environment of every
-//! process, which finds those that have left their group, too.
+//! the warden also looks for the marks of its worker's commands on every
+//! process (`mark.rs`), which finds those that have left their group, too.
 
 mod process;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -35,9 +37,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::clock::Moment;
 use crate::error::{self, Error};
-pub(crate) use process::directory_prefix;
 pub use process::run;
+pub(crate) use process::{directory_prefix, end_remains, remove_directories};
 
 /// Pauses before a warden is replaced: first, and at most. The first comes
 /// again after one that has lived for a while.
@@ -60,12 +63,24 @@ pub(crate) struct Warden {
 struct Link {
     pipe: Option<ChildStdin>,
     /// The process that reads from the pipe.
+    pid: Option<Pid>,
     reader: Option<OwnedFd>,
-    /// Whether there is a warden that has said so.
-    ready: bool,
-    groups: HashSet<i32>,
-    lease_end: Option<Instant>,
+    /// For which lease the warden has said to be ready.
+    ready: Option<u64>,
+    groups: HashMap<i32, u64>,
+    /// The number of the present lease: one that ends is followed by another.
+    lease: u64,
+    lease_end: Option<Moment>,
     ended: bool,
+}
+
+/// What a command may begin under.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Permit {
+    /// The number of the lease.
+    pub(crate) lease: u64,
+    /// Not later than then.
+    pub(crate) until: Moment,
 }
 
 impl Warden {
@@ -78,20 +93,12 @@ impl Warden {
         ttl: Duration,
         settings: Vec<(&'static str, OsString)>,
     ) -> Result<Arc<Warden>, Error> {
-        let link = Link {
-            pipe: None,
-            reader: None,
-            ready: false,
-            groups: HashSet::new(),
-            lease_end: None,
-            ended: false,
-        };
         let warden = Arc::new(Warden {
             program,
             process,
             ttl,
             settings,
-            link: Mutex::new(link),
+            link: Mutex::new(Link::new()),
             changed: Condvar::new(),
         });
         if warden.program.is_empty() {
@@ -109,22 +116,35 @@ impl Warden {
     /// Whether commands that begin now have a warden; always true where none is
     /// wanted.
     pub(crate) fn is_ready(&self) -> bool {
-        self.program.is_empty() || self.lock().ready
+        self.program.is_empty() || self.lock().is_ready()
     }
 
     /// Waits until that is so, for `time` at most.
     pub(crate) fn wait_until_ready(&self, time: Duration) {
         if !self.program.is_empty() {
-            drop(self.changed.wait_timeout_while(self.lock(), time, |link| !link.ready));
+            drop(self.changed.wait_timeout_while(self.lock(), time, |link| !link.is_ready()));
         }
     }
 
-    /// A task's process group has come to be.
-    pub(crate) fn add(&self, group: Pid) {
+    /// Whether this process is the warden, or a command: somebody waits for it.
+    pub(crate) fn knows(&self, process: Pid) -> bool {
+        let link = self.lock();
+        link.pid == Some(process) || link.groups.contains_key(&process.as_raw_nonzero().get())
+    }
+
+    /// What a command may begin under just now; none without a warden or a lease.
+    pub(crate) fn permit(&self) -> Option<Permit> {
+        let link = self.lock();
+        let until = link.lease_end.filter(|_| link.is_ready())?;
+        Some(Permit { lease: link.lease, until })
+    }
+
+    /// A task's process group has come to be, under this lease.
+    pub(crate) fn add(&self, group: Pid, lease: u64) {
         let number = group.as_raw_nonzero().get();
         let mut link = self.lock();
-        link.groups.insert(number);
-        link.say(&format!("+{number}\n"));
+        link.groups.insert(number, lease);
+        link.say(&format!("+{lease} {number}\n"));
     }
 
     /// It has ended, and its number may be somebody else's soon.
@@ -136,10 +156,17 @@ impl Warden {
     }
 
     /// The worker's rows were renewed; this is when its leases end.
-    pub(crate) fn renew(&self, lease_end: Instant) {
+    pub(crate) fn renew(&self, lease_end: Moment) {
         let mut link = self.lock();
-        link.lease_end = Some(lease_end);
+        let last_end = link.lease_end.replace(lease_end);
         link.say_lease();
+        // The warden acts when the end has passed and nothing is in the pipe. Unless this
+        // stood there before, it counts as late, here as there.
+        if last_end.is_some_and(Moment::has_passed) {
+            link.lease += 1;
+            link.say_begin();
+            link.say_lease();
+        }
     }
 
     /// The worker leaves; in good order, nothing is left to settle.
@@ -175,12 +202,13 @@ impl Warden {
             })?;
         // Nobody ever waits for a warden that does not read: see `Link::say`.
         link.pipe = child.stdin.take().filter(|pipe| rustix::io::ioctl_fionbio(pipe, true).is_ok());
+        link.pid = Some(Pid::from_child(&child));
         link.reader =
             rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
+        link.say_begin();
         link.say_lease();
-        let groups: Vec<i32> = link.groups.iter().copied().collect();
-        for group in groups {
-            link.say(&format!("+{group}\n"));
+        for (group, lease) in link.groups.clone() {
+            link.say(&format!("+{lease} {group}\n"));
         }
         Ok(child)
     }
@@ -195,16 +223,11 @@ fn keep_alive(watched: &Weak<Warden>, mut child: Child) {
     let mut pause = FIRST_PAUSE;
     loop {
         let start = Instant::now();
-        if says_ready(&mut child)
-            && let Some(warden) = watched.upgrade()
-        {
-            warden.lock().ready = true;
-            warden.changed.notify_all();
-        }
+        hear(&mut child, watched);
         let status = child.wait();
         let Some(warden) = watched.upgrade() else { return };
         let mut link = warden.lock();
-        (link.ready, link.pipe, link.reader) = (false, None, None);
+        (link.ready, link.pipe, link.reader) = (None, None, None);
         if link.ended {
             return;
         }
@@ -233,22 +256,44 @@ fn keep_alive(watched: &Weak<Warden>, mut child: Child) {
     }
 }
 
-/// Waits until the warden is ready; false if it ends before.
-fn says_ready(child: &mut Child) -> bool {
-    let Some(stdout) = child.stdout.take() else { return false };
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line).is_ok() && line == "ready\n"
+/// Hears for which leases the warden is ready, until it ends.
+fn hear(child: &mut Child, watched: &Weak<Warden>) {
+    let Some(stdout) = child.stdout.take() else { return };
+    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        let Some(lease) = line.strip_prefix("ready ").and_then(|lease| lease.parse().ok()) else {
+            return;
+        };
+        let Some(warden) = watched.upgrade() else { return };
+        warden.lock().ready = Some(lease);
+        warden.changed.notify_all();
+    }
 }
 
 impl Link {
-    /// What is left of the lease, not its whole length: a heartbeat was sent a
-    /// while before its answer came, and a successor begins in the midst of one.
-    /// Not rounded to milliseconds: a command that is killed before its thread
-    /// finds the lease over looks like one that failed.
+    fn new() -> Link {
+        Link {
+            pipe: None,
+            pid: None,
+            reader: None,
+            ready: None,
+            groups: HashMap::new(),
+            lease: 0,
+            lease_end: None,
+            ended: false,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready == Some(self.lease)
+    }
+
+    fn say_begin(&mut self) {
+        self.say(&format!("begin {}\n", self.lease));
+    }
+
     fn say_lease(&mut self) {
         if let Some(end) = self.lease_end {
-            let left = end.saturating_duration_since(Instant::now());
-            self.say(&format!("lease {}\n", left.as_micros()));
+            self.say(&format!("lease {}\n", end.to_nanos()));
         }
     }
 
@@ -258,7 +303,7 @@ impl Link {
         // successor of every group. One that has not read for so long that the
         // pipe is full is frozen, and would not kill either.
         if pipe.write_all(line.as_bytes()).is_err() {
-            self.ready = false;
+            self.ready = None;
             if let Some(reader) = &self.reader {
                 let _ = rustix::process::pidfd_send_signal(reader, Signal::KILL);
             }
@@ -286,19 +331,12 @@ mod tests {
             process: String::new(),
             ttl: Duration::ZERO,
             settings: Vec::new(),
-            link: Mutex::new(Link {
-                pipe: None,
-                reader: None,
-                ready: true,
-                groups: HashSet::new(),
-                lease_end: None,
-                ended: false,
-            }),
+            link: Mutex::new(Link { ready: Some(0), ..Link::new() }),
             changed: Condvar::new(),
         };
         let mut child = warden.spawn(&mut warden.lock()).unwrap();
         for _ in 0..100_000 {
-            warden.add(Pid::INIT);
+            warden.add(Pid::INIT, 0);
         }
         assert_eq!(child.wait().unwrap().signal(), Some(9));
         assert!(!warden.is_ready());

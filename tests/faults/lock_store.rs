@@ -19,7 +19,7 @@ use serde_json::json;
 use super::server::{NOTED, assert_each_ran_once, dispatch_load, wait_for_n_final};
 use crate::support::clean::assert_clean;
 use crate::support::database::Database;
-use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task, run};
+use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
 use crate::support::proxy::Proxy;
 use crate::support::redis::{Redis, start_redis};
 use crate::support::{SOON, wait_until};
@@ -373,20 +373,26 @@ fn workers_of_one_name_leave_each_others_locks_alone() {
 }
 
 #[test]
-fn workers_of_another_type_than_those_online_are_refused() {
-    for (online, refused) in [("postgres", "redis"), ("redis", "postgres")] {
+fn workers_of_another_type_than_those_online_wait_for_their_end() {
+    for (online, other) in [("postgres", "redis"), ("redis", "postgres")] {
         let database = Database::new();
         let workshop = Workshop::new(&database, "");
         let worker = workshop.worker(online, &["--name-template", "the-first"]);
         database.wait_for_workers(1);
-        let said = run(&mut workshop.millhand(["worker", "--burst", "--type", refused]));
-        assert_eq!(said.code, Some(2), "{said:?}");
-        for part in [&format!("`{online}`"), &format!("`{refused}`"), "the-first"] {
-            assert!(said.stderr.contains(part), "{said:?} does not say {part}");
-        }
+        let second = workshop.worker(other, &[]);
+        wait_until(&database, "it says why it waits", SOON, || {
+            let stderr = second.stderr();
+            let parts = [&format!("`{online}`"), &format!("`{other}`"), "the-first"];
+            if parts.iter().all(|part| stderr.contains(*part)) { Ok(()) } else { Err(stderr) }
+        });
         let id = database.dispatch(&NewTask::new("millhand.noop"));
-        database.wait_for_state(id, TaskState::Completed);
+        let task = database.wait_for_state(id, TaskState::Completed);
+        assert_eq!(task.worker.as_deref(), Some("the-first"));
         worker.stop(Signal::TERM);
+        let id = database.dispatch(&NewTask::new("millhand.noop"));
+        let task = database.wait_for_state(id, TaskState::Completed);
+        assert_ne!(task.worker.as_deref(), Some("the-first"));
+        second.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
 }

@@ -12,3 +12,5 @@ mod server;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
+/// Who is settled by others, and what is put right.
+mod sweeps;

@@ -431,7 +431,15 @@ fn a_claim_that_is_being_committed_when_its_worker_is_settled_is_settled_too() {
                 .get(0);
             if n == 1 { Ok(()) } else { Err(n) }
         });
-        other.execute("SELECT millhand.settle_process('w')", &[]).unwrap();
+        // As a warden does, which tries again as long as something is in the way.
+        wait_until(&database, "the worker is settled", SOON, || {
+            let settle = "SELECT millhand.settle_worker(id, 'worker w has gone missing')
+                            FROM millhand.worker";
+            match other.query_one(settle, &[]).unwrap().get::<_, Option<i32>>(0) {
+                Some(n) => Ok(n),
+                None => Err("held up"),
+            }
+        });
     });
     let task = database.task(id);
     assert_eq!(task.state, TaskState::Failed);

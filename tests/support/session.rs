@@ -77,7 +77,7 @@ impl Session {
         let hour = 3600.0_f64;
         let worker = connection
             .query_one(
-                include_str!("../../sql/queries/register_worker.sql"),
+                include_str!("../../sql/queries/add_worker.sql"),
                 &[
                     &name,
                     &worker_type,

@@ -199,10 +199,11 @@ impl PostgresClaims<'_> {
         let result = outcome.and_then(|outcome| outcome.result.as_ref());
         let error = outcome.and_then(|outcome| outcome.error.as_ref());
         let log = outcome.and_then(|outcome| outcome.log.as_ref());
+        let handlers = self.shared.offer.handlers();
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
             &self.worker,
             &self.name,
-            &self.shared.handlers,
+            &*handlers,
             &sight.low,
             &sight.stragglers,
             &ended_id,
@@ -298,6 +299,9 @@ impl Claims for PostgresClaims<'_> {
                 return Err(error);
             }
         };
+        if ended.is_some() {
+            self.shared.end_is_stored(self.worker);
+        }
         let rest = self.crew.end_turn(self.index, plan, found);
         if let Some(task) = task {
             return Ok(Turn::Task(task));

@@ -1,21 +1,27 @@
 //! The warden process: follows its worker, and kills and settles when that is
 //! gone.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, Signal};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use super::unavailable;
 use crate::config::Config;
 use crate::db;
 use crate::error::Error;
 use crate::lock_store::{Link, LockStore, abandoned};
-use crate::worker::lease::LEASE_SHARE;
+use crate::worker::cgroup::Cgroups;
+use crate::worker::clock::Moment;
+use crate::worker::mark;
 
 /// What the warden process does: reads `MILLHAND_WARDEN_OF`, the ttl and the
 /// database from its environment, and its worker from stdin. Returns when its
@@ -36,108 +42,177 @@ pub fn run() -> Result<(), Error> {
         signal_hook::flag::register(signal, ignored)
             .map_err(|error| unavailable("could not ignore a signal", error))?;
     }
-    // If the worker is gone already, its pipe says so, too.
-    let _ = std::io::stdout().write_all(b"ready\n");
     let stdin = std::io::stdin();
-    let mut groups = HashSet::new();
-    if watch(&mut BufReader::new(stdin.lock()), &process, ttl.mul_f64(LEASE_SHARE), &mut groups) {
+    let mut charge = Charge::new(process);
+    if charge.watch(&mut BufReader::new(stdin.lock()), &mut std::io::stdout())? {
         return Ok(());
     }
-    kill_all(&process, &groups);
-    let deadline = Instant::now() + ttl;
+    charge.kill(None);
+    let process = charge.process;
+    let deadline = Moment::now().after(ttl);
     let settled = settle(&process, deadline).and_then(|()| release(&process, deadline));
-    remove_directories(&process);
+    if let Some(folder) = std::env::var_os("MILLHAND_WORKING_DIRECTORY") {
+        remove_directories(Path::new(&folder), &process);
+    }
+    if let Some(cgroups) = Cgroups::of(&process) {
+        cgroups.remove();
+    }
     settled
 }
 
-/// Follows the worker until it ends; true if it took its leave.
-fn watch(
-    input: &mut (impl BufRead + Waitable),
-    process: &str,
-    lease: Duration,
-    groups: &mut HashSet<i32>,
-) -> bool {
-    // None when it is over.
-    let mut lease_end = Some(Instant::now() + lease);
-    let mut line = String::new();
-    loop {
-        let left = lease_end.map(|end| end.saturating_duration_since(Instant::now()));
-        if !input.has_line_within(left) {
-            // The worker is frozen or cut off.
-            kill_all(process, groups);
-            lease_end = None;
-            continue;
-        }
-        line.clear();
-        match input.read_line(&mut line) {
-            Ok(0) => return false,
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => return false,
-        }
-        match line.trim_end() {
-            "end" => return true,
-            line if line.starts_with("lease ") => {
-                let left = line["lease ".len()..].parse().unwrap_or_default();
-                lease_end = Some(Instant::now() + Duration::from_micros(left));
+/// What the warden knows of its worker.
+struct Charge {
+    process: String,
+    cgroups: Option<Cgroups>,
+    /// The lease that it has said to be ready for.
+    lease: u64,
+    /// None when it is over, or has not begun.
+    lease_end: Option<Moment>,
+    groups: HashMap<i32, u64>,
+}
+
+impl Charge {
+    fn new(process: String) -> Charge {
+        let cgroups = Cgroups::of(&process);
+        Charge { process, cgroups, lease: 0, lease_end: None, groups: HashMap::new() }
+    }
+
+    /// Follows the worker until it ends; true if it took its leave.
+    fn watch(
+        &mut self,
+        input: &mut (impl BufRead + Waitable),
+        output: &mut impl Write,
+    ) -> Result<bool, Error> {
+        let alarm = Alarm::new()?;
+        let mut line = String::new();
+        loop {
+            alarm.set(self.lease_end);
+            if !input.has_line_before(&alarm) {
+                // The end had passed, and after that nothing stood in the pipe: the worker
+                // is frozen or cut off.
+                self.kill(None);
+                self.lease_end = None;
+                continue;
             }
-            line => {
-                let number = line.get(1..).and_then(|number| number.parse().ok());
-                match (line.chars().next(), number) {
-                    (Some('+'), Some(group)) => {
-                        groups.insert(group);
-                        // Begun by a worker that was frozen in the midst of it.
-                        if lease_end.is_none() {
-                            kill_group(group);
-                        }
+            line.clear();
+            match input.read_line(&mut line) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Ok(false),
+            }
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let number = |word: &str| word.parse::<u64>().unwrap_or_default();
+            match words[..] {
+                ["end"] => return Ok(true),
+                ["begin", lease] => {
+                    self.lease = number(lease);
+                    if self.lease > 0 {
+                        self.kill(Some(self.lease));
                     }
-                    (Some('-'), Some(group)) => {
-                        groups.remove(&group);
-                    }
-                    _ => {}
+                    // If the worker is gone already, its pipe says so, too.
+                    let _ = writeln!(output, "ready {}", self.lease);
+                    let _ = output.flush();
                 }
+                ["lease", end] => self.lease_end = Some(Moment::from_nanos(number(end))),
+                [group] => {
+                    self.groups
+                        .remove(&number(group.trim_start_matches('-')).try_into().unwrap_or(0));
+                }
+                [lease, group] => {
+                    let lease = number(lease.trim_start_matches('+'));
+                    let group = group.parse().unwrap_or(0);
+                    self.groups.insert(group, lease);
+                    // Begun at the very end of its lease.
+                    if lease != self.lease || self.lease_end.is_none() {
+                        kill_group(group);
+                    }
+                }
+                _ => {}
             }
         }
+    }
+
+    /// Kills all that began under other leases than `spared`, and does not return before
+    /// that is dead.
+    fn kill(&self, spared: Option<u64>) {
+        for (group, lease) in &self.groups {
+            if Some(*lease) != spared {
+                kill_group(*group);
+            }
+        }
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.kill_all(spared);
+        }
+        mark::kill_all(&self.process, spared);
+    }
+}
+
+/// Ends what a dead worker process, and its warden, have left on this host.
+pub(crate) fn end_remains(process: &str) {
+    if let Some(cgroups) = Cgroups::of(process) {
+        cgroups.kill_all(None);
+        mark::kill_all(process, None);
+        cgroups.remove();
+    } else {
+        mark::kill_all(process, None);
+    }
+}
+
+/// Tells of a moment on a clock that goes on while the host sleeps, as the time limit of
+/// poll(2) does not.
+struct Alarm(OwnedFd);
+
+impl Alarm {
+    fn new() -> Result<Alarm, Error> {
+        timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+            .map(Alarm)
+            .map_err(|error| unavailable("could not make a timer", error.into()))
+    }
+
+    fn set(&self, moment: Option<Moment>) {
+        // Zero would disarm it.
+        let nanos = moment.map_or(0, |moment| moment.to_nanos().max(1));
+        let value = Timespec {
+            tv_sec: (nanos / 1_000_000_000) as i64,
+            tv_nsec: (nanos % 1_000_000_000) as i64,
+        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timer = Itimerspec { it_interval: never, it_value: value };
+        // It takes every moment; armed anew, it is silent until that.
+        let _ = timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &timer);
     }
 }
 
 /// A buffered reader over a descriptor that can be waited for.
 trait Waitable {
-    /// Without a time it waits for ever.
-    fn has_line_within(&self, time: Option<Duration>) -> bool;
+    /// False if the alarm came first, and still there was nothing to read after it.
+    fn has_line_before(&self, alarm: &Alarm) -> bool;
 }
 
 impl<R: std::io::Read + AsFd> Waitable for BufReader<R> {
-    fn has_line_within(&self, time: Option<Duration>) -> bool {
+    fn has_line_before(&self, alarm: &Alarm) -> bool {
         if !self.buffer().is_empty() {
             return true;
         }
-        let timeout = time.map(|time| Timespec {
-            tv_sec: time.as_secs() as i64,
-            tv_nsec: i64::from(time.subsec_nanos()),
-        });
-        let mut fds = [PollFd::new(self.get_ref(), PollFlags::IN)];
-        !matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Ok(0))
-    }
-}
-
-/// Kills the groups, and then whatever bears the worker's mark, until a look
-/// finds nothing more.
-fn kill_all(process: &str, groups: &HashSet<i32>) {
-    for group in groups {
-        kill_group(*group);
-    }
-    let mark = format!("MILLHAND_PROCESS={process}");
-    // A child between fork and exec gets its mark a moment later: two clean
-    // looks in a row, a little apart.
-    let mut n_clean = 0;
-    while n_clean < 2 {
-        if kill_marked(mark.as_bytes()) {
-            n_clean = 0;
-        } else {
-            n_clean += 1;
+        let mut fds =
+            [PollFd::new(self.get_ref(), PollFlags::IN), PollFd::new(&alarm.0, PollFlags::IN)];
+        loop {
+            let polled = rustix::event::poll(&mut fds, None);
+            if polled.is_err() {
+                continue;
+            }
+            if !fds[0].revents().is_empty() {
+                return true;
+            }
+            if fds[1].revents().is_empty() {
+                continue;
+            }
+            // What came before the alarm can be seen now; only then it is late.
+            let mut pipe = [PollFd::new(self.get_ref(), PollFlags::IN)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            return !matches!(rustix::event::poll(&mut pipe, Some(&now)), Ok(0));
         }
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -147,28 +222,6 @@ fn kill_group(group: i32) {
     }
 }
 
-/// Kills every process that has this mark in its environment; whether there
-/// was one.
-fn kill_marked(mark: &[u8]) -> bool {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
-    let mut found = false;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
-        else {
-            continue;
-        };
-        // Opened before the look, so that the signal cannot hit a successor.
-        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
-        if environment.split(|byte| *byte == 0).any(|variable| variable == mark) {
-            found = true;
-            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        }
-    }
-    found
-}
-
 /// What the names of a worker process's working directories begin with.
 pub(crate) fn directory_prefix(process: &str) -> String {
     format!("millhand-task-{process}-")
@@ -176,8 +229,7 @@ pub(crate) fn directory_prefix(process: &str) -> String {
 
 /// Removes the working directories that the dead worker could not. They may be
 /// large, so this comes after its tasks have been settled.
-fn remove_directories(process: &str) {
-    let Some(folder) = std::env::var_os("MILLHAND_WORKING_DIRECTORY") else { return };
+pub(crate) fn remove_directories(folder: &Path, process: &str) {
     let prefix = directory_prefix(process);
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
@@ -191,28 +243,21 @@ fn remove_directories(process: &str) {
 
 /// Ends the tasks of the dead worker in the table. Tries for as long as nobody
 /// else would do it.
-fn settle(process: &str, deadline: Instant) -> Result<(), Error> {
+fn settle(process: &str, deadline: Moment) -> Result<(), Error> {
     let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
     let mut pause = Duration::from_millis(50);
+    let mut told = false;
     loop {
-        let settled = db::connect(&url, "millhand warden").and_then(|mut client| {
-            client
-                .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
-                .and_then(|()| {
-                    client.query_one(
-                        include_str!("../../../sql/queries/settle_process.sql"),
-                        &[&process],
-                    )
-                })
-                .map_err(|error| Error::postgres("could not settle a dead worker's tasks", error))
-        });
-        match settled {
-            Ok(row) if row.get::<_, i32>(0) == 0 => return Ok(()),
-            // Somebody keeps the rows of the others locked.
-            Ok(_) if Instant::now() < deadline => {}
+        match settle_workers(&url, process) {
+            Ok(0) => return Ok(()),
             // After the ttl anybody may sweep them.
-            Ok(_) => return Ok(()),
-            Err(error) if error.is_unavailable() && Instant::now() < deadline => {}
+            Ok(_) if deadline.has_passed() => return Ok(()),
+            Ok(n) => {
+                if !std::mem::replace(&mut told, true) {
+                    log::warn!("{n} workers cannot be settled yet; trying again");
+                }
+            }
+            Err(error) if error.is_unavailable() && !deadline.has_passed() => {}
             Err(error) => return Err(error),
         }
         std::thread::sleep(pause);
@@ -220,9 +265,39 @@ fn settle(process: &str, deadline: Instant) -> Result<(), Error> {
     }
 }
 
+/// Settles each in a transaction of its own, so that one that cannot be settled holds up
+/// no other; how many are left.
+fn settle_workers(url: &str, process: &str) -> Result<usize, Error> {
+    let fail = |error| Error::postgres("could not settle a dead worker's tasks", error);
+    let mut client = db::connect(url, "millhand warden")?;
+    client
+        .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
+        .and_then(|()| {
+            client.batch_execute("SET lock_timeout = '2s'; SET statement_timeout = '5s'")
+        })
+        .map_err(fail)?;
+    let workers = client
+        .query(include_str!("../../../sql/queries/process_workers.sql"), &[&process])
+        .map_err(fail)?;
+    let mut n_left = 0;
+    let mut failure = None;
+    for worker in &workers {
+        let id: i64 = worker.get(0);
+        let settle = include_str!("../../../sql/queries/settle_worker.sql");
+        match client.query_opt(settle, &[&id]) {
+            Ok(row) => {
+                let n_settled: Option<i32> = row.as_ref().map_or(Some(0), |row| row.get(0));
+                n_left += usize::from(n_settled.is_none());
+            }
+            Err(error) => failure = Some(fail(error)),
+        }
+    }
+    failure.map_or(Ok(n_left), Err)
+}
+
 /// Lets go of locks in a lock store whose owners are gone from the table, as these
 /// workers are now. Should that fail, the next worker's audit does it.
-fn release(process: &str, deadline: Instant) -> Result<(), Error> {
+fn release(process: &str, deadline: Moment) -> Result<(), Error> {
     let Ok(redis_url) = std::env::var("MILLHAND_REDIS_URL") else { return Ok(()) };
     let redis_prefix = std::env::var("MILLHAND_REDIS_PREFIX").unwrap_or_default();
     let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
@@ -236,7 +311,7 @@ fn release(process: &str, deadline: Instant) -> Result<(), Error> {
             link.release(&gone, Some(process))
         });
         match released {
-            Err(error) if error.is_unavailable() && Instant::now() < deadline => {
+            Err(error) if error.is_unavailable() && !deadline.has_passed() => {
                 std::thread::sleep(Duration::from_millis(500));
             }
             other => return other,
@@ -263,22 +338,48 @@ mod tests {
         let mut pipe = std::fs::File::from(write_end);
         let warden = std::thread::spawn(move || {
             let mut input = BufReader::new(std::fs::File::from(read_end));
-            let day = Duration::from_secs(86400);
-            watch(&mut input, "no process has this mark", day, &mut HashSet::new())
+            let mut said = Vec::new();
+            let left = Charge::new("no process has this mark".to_owned())
+                .watch(&mut input, &mut said)
+                .unwrap();
+            (left, String::from_utf8(said).unwrap())
         });
+        let in_a_day = Moment::now().after(Duration::from_secs(86_400)).to_nanos();
         let mut first = start_group();
-        writeln!(pipe, "+{}\nlease 0", first.id()).unwrap();
+        writeln!(pipe, "begin 0\nlease {in_a_day}\n+0 {}\nlease 1", first.id()).unwrap();
         assert_eq!(first.wait().unwrap().signal(), Some(9));
         let mut second = start_group();
-        writeln!(pipe, "+{}", second.id()).unwrap();
+        writeln!(pipe, "+0 {}", second.id()).unwrap();
         assert_eq!(second.wait().unwrap().signal(), Some(9));
         let mut third = start_group();
         writeln!(pipe, "-{}\n-{}", first.id(), second.id()).unwrap();
-        writeln!(pipe, "lease 86400000000\n+{}", third.id()).unwrap();
+        writeln!(pipe, "begin 1\nlease {in_a_day}\n+1 {}", third.id()).unwrap();
+        let mut late = start_group();
+        writeln!(pipe, "+0 {}", late.id()).unwrap();
+        assert_eq!(late.wait().unwrap().signal(), Some(9));
         writeln!(pipe, "end").unwrap();
-        assert!(warden.join().unwrap(), "it took its leave");
+        let (left, said) = warden.join().unwrap();
+        assert!(left, "it took its leave");
+        assert_eq!(said, "ready 0\nready 1\n");
         assert_eq!(third.try_wait().unwrap(), None, "killed under a lease");
         third.kill().unwrap();
         third.wait().unwrap();
+    }
+
+    /// A renewal that stands in the pipe before the end counts, however late it is read.
+    #[test]
+    fn a_warden_that_was_held_up_itself_kills_nothing_that_was_renewed_in_time() {
+        let (read_end, write_end) = rustix::pipe::pipe().unwrap();
+        let mut pipe = std::fs::File::from(write_end);
+        let mut group = start_group();
+        let now = Moment::now().to_nanos();
+        let in_a_day = Moment::now().after(Duration::from_secs(86_400)).to_nanos();
+        writeln!(pipe, "begin 0\nlease {now}\n+0 {}\nlease {in_a_day}\nend", group.id()).unwrap();
+        let mut input = BufReader::with_capacity(8, std::fs::File::from(read_end));
+        let mut charge = Charge::new("no process has this mark".to_owned());
+        assert!(charge.watch(&mut input, &mut Vec::new()).unwrap());
+        assert_eq!(group.try_wait().unwrap(), None, "killed though its lease was renewed");
+        group.kill().unwrap();
+        group.wait().unwrap();
     }
 }

@@ -138,7 +138,7 @@ impl Leader<'_> {
         if joint.must_look() || !is_good || !window.is_all && n_left < window.n_seen / 2 {
             return None;
         }
-        let mut choice = choose(&window.seen, &ending(joint), &self.shared.handlers);
+        let mut choice = choose(&window.seen, &ending(joint), &self.shared.offer.handlers());
         self.back_end.leave_out_vain(&window.seen, &mut choice.free);
         // More may be free than it shows.
         if !window.is_all && choice.free.len() < n && n_left < n {
@@ -158,7 +158,7 @@ impl Leader<'_> {
     ) -> Result<Found, postgres::Error> {
         let sight = self.shared.sight();
         let ending = ending(joint);
-        let handlers = &self.shared.handlers;
+        let handlers = &*self.shared.offer.handlers();
         let n_likely = PAGE + PAGE_FOR_EACH * n;
         let mut page = n_likely;
         let mut brought_back = false;

@@ -157,6 +157,7 @@ impl<'a> Leader<'a> {
             return Fate::HeldUp;
         }
         self.back_end.let_go(end.ended.id);
+        self.shared.end_is_stored(end.hand.worker);
         let stored = committed.ended.contains(&end.ended.id);
         if stored { Fate::Stored } else { Fate::NotOwned }
     }

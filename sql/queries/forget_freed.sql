@@ -1,0 +1,1 @@
+SELECT millhand.forget_freed()

@@ -1,1 +1,0 @@
-SELECT millhand.settle_process($1::text)
