@@ -146,6 +146,20 @@ pub(crate) fn millhand<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Co
     command
 }
 
+/// The same command, as what these words start.
+pub(crate) fn within<S: AsRef<OsStr>>(words: &[S], command: &Command) -> Command {
+    let mut all = words.iter().map(AsRef::as_ref).chain([command.get_program()]);
+    let mut wrapped = Command::new(all.next().unwrap());
+    wrapped.args(all).args(command.get_args()).current_dir("/").stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
 /// What a command that has ended said.
 #[derive(Debug)]
 pub(crate) struct Said {
