@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+/// A server that is replaced by its standby.
+mod failover;
 /// The lock store of worker type `redis` empties, freezes, goes away; its workers die.
 mod lock_store;
 /// Workers, wardens and commands that are killed or frozen.
