@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use millhand::db;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 
 use crate::handler::variable;
 use crate::network::Cut;
-use crate::site::{LEASE, MAX_CONNECTIONS, Site, TTL, children_of};
+use crate::site::{LEASE, MAX_CONNECTIONS, Site, TTL};
+use crate::support::process::{children_of, server_processes, signal_all};
 
 /// How to make up for a fault.
 #[derive(Debug)]
@@ -189,7 +190,7 @@ impl Fate {
     /// Half a lease to one and a half, so that it ends in some cases and does not in
     /// others, and in some just then.
     fn freeze_postgres(&mut self, site: &mut Site) {
-        let pids = site.server_pids();
+        let pids = server_processes(&site.postgres);
         signal_all(&pids, Signal::STOP);
         let span = LEASE.mul_f64(0.5 + self.rng.f64());
         self.rest(site, span);
@@ -303,12 +304,6 @@ impl Fate {
         }
         let span = self.millis(300..3000);
         self.later(span, Cure::Empty(number));
-    }
-}
-
-fn signal_all(pids: &[Pid], signal: Signal) {
-    for pid in pids {
-        let _ = kill_process(*pid, signal);
     }
 }
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::network::{Cut, Network};
 use crate::support::database::Database;
 use crate::support::look_until;
-use crate::support::process::{Workshop, within};
+use crate::support::process::{Workshop, children_of, within};
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 
@@ -184,14 +184,6 @@ impl Site {
         }
     }
 
-    /// Every process of the Postgres server.
-    pub(crate) fn server_pids(&self) -> Vec<Pid> {
-        let Some(server) = self.postgres.pid() else { return Vec::new() };
-        let mut pids = children_of(server);
-        pids.insert(0, Pid::from_raw(server.cast_signed()).unwrap());
-        pids
-    }
-
     pub(crate) fn part(&mut self, number: usize, cut: Cut) {
         if self.slots[number].cut.is_some() {
             return;
@@ -277,16 +269,6 @@ impl Slot {
         let worker = self.child.as_ref()?.id();
         children_of(worker).into_iter().find(is_warden)
     }
-}
-
-/// The processes whose parent this is.
-pub(crate) fn children_of(parent: u32) -> Vec<Pid> {
-    let mut pids: Vec<Pid> = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
-        let list = fs::read_to_string(entry.path().join("children")).unwrap_or_default();
-        pids.extend(list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)));
-    }
-    pids
 }
 
 fn free_address(address: Ipv4Addr) -> SocketAddrV4 {
