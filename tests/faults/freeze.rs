@@ -145,12 +145,12 @@ impl Drop for Crowd {
     }
 }
 
-/// A server stands still until just before, or just after, the leases have ended. What is
-/// killed then is what began before; what begins later is under a lease of its own. The
-/// crowd makes every search for processes long.
+/// A server stands still from a heartbeat until about when the lease that this one gave
+/// ends. What is killed then is what began before; what begins later is under a lease of
+/// its own. The crowd makes every search for processes long.
 #[test]
 fn after_a_stall_no_command_is_killed_that_has_begun_under_a_new_lease() {
-    const LEASE: Duration = Duration::from_millis(3600);
+    const LEASE: u64 = 3600;
     let _crowd = Crowd::new(1000);
     for worker_type in WORKER_TYPES {
         // Its own: it stands still.
@@ -161,14 +161,16 @@ fn after_a_stall_no_command_is_killed_that_has_begun_under_a_new_lease() {
         database.wait_for_workers(8);
         let mut connection = database.connect();
         let mut spans = Vec::new();
-        for share in [0.8, 0.9, 1.0, 1.05, 1.1, 1.2] {
+        for millis in [-400, -30, 0, 30, 60, 100, 150, 600] {
             // More than can be done until the next stall.
             client::dispatch_many(&mut connection, &vec![NewTask::new("short"); 600]).unwrap();
             wait_for_completed(&database, 40);
-            let stalled = server_processes(&server);
+            wait_for_heartbeat(&database);
             let began = Instant::now();
+            let stalled = server_processes(&server);
             signal_all(&stalled, Signal::STOP);
-            std::thread::sleep(LEASE.mul_f64(share).saturating_sub(began.elapsed()));
+            let span = Duration::from_millis(LEASE.saturating_add_signed(millis));
+            std::thread::sleep(span.saturating_sub(began.elapsed()));
             signal_all(&stalled, Signal::CONT);
             let row = connection.query_one("SELECT clock_timestamp()", &[]).unwrap();
             let back: Timestamp = row.get(0);
@@ -191,6 +193,20 @@ fn after_a_stall_no_command_is_killed_that_has_begun_under_a_new_lease() {
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
+}
+
+/// Waits until the one worker process has renewed its rows once more.
+fn wait_for_heartbeat(database: &Database) {
+    let mut connection = database.connect();
+    let mut last = || -> Option<i64> {
+        let query = "SELECT max(xmin::text::bigint) FROM millhand.worker";
+        connection.query_one(query, &[]).unwrap().get(0)
+    };
+    let before = last();
+    wait_until(database, "a heartbeat", SOON, || {
+        let now = last();
+        if now > before { Ok(()) } else { Err(now) }
+    });
 }
 
 /// Waits until this many more tasks are completed.
