@@ -2,11 +2,12 @@
 # with files will do: make demo DIR=...
 CARGO ?= cargo
 N ?= 20
+MINUTES ?= 10
 
-.PHONY: help setup build check fmt test demo bench figures schema doc soak
+.PHONY: help setup build check fmt test demo bench figures schema doc soak soak-faults
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: ## Install the Postgres and Redis servers if they are missing
 	@sh tests/support/install-servers.sh
@@ -43,3 +44,8 @@ doc: ## Build the documentation of the library
 soak: setup ## Repeat the tests N times
 	$(CARGO) test --locked --no-run
 	for n in $$(seq $(N)); do echo "round $$n"; $(CARGO) test --locked || exit; done
+
+soak-faults: setup ## Random tasks and random faults for MINUTES, judged at the end
+	MILLHAND_SOAK_MINUTES=$(MINUTES) MILLHAND_SOAK_TYPE=$(TYPE) MILLHAND_SOAK_SEED=$(SEED) \
+	MILLHAND_SOAK_WITHOUT="$(WITHOUT)" \
+	$(CARGO) test --locked --release --test soak

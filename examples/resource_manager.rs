@@ -95,7 +95,7 @@ const END: &str = "
 
 const REGISTER: &str = "
     SELECT millhand.add_worker(
-        $1, 'resource-manager', $2, '', 0, '10 minutes', NULL, NULL, NULL)";
+        $1, 'resource-manager', $2, '', 0, '10 minutes', NULL, NULL, NULL, NULL, NULL, NULL)";
 
 /// What the manager and its workers share.
 #[derive(Clone)]

@@ -1,11 +1,12 @@
 CREATE SCHEMA millhand;
 
-CREATE FUNCTION millhand.add_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, lock_owner text, previous bigint, begun_fence bigint) RETURNS bigint
+CREATE FUNCTION millhand.add_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, lock_owner text, previous bigint, begun_fence bigint, begun bigint, begun_name text, begun_attempt integer) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
 DECLARE
     other record;
+    ended record;
     worker_id bigint;
 BEGIN
     -- Before the lock of registrations: this may wait for a row that somebody
@@ -16,6 +17,18 @@ BEGIN
         PERFORM millhand.settle_worker(
             previous, format('worker %s lost its connection to Postgres', worker_name), true,
             begun_fence);
+        UPDATE millhand.task
+           SET state = 'failed', parked = false, worker = worker_name, fence = begun_fence,
+               attempt = begun_attempt, started_at = clock_timestamp(), finished_at = clock_timestamp(),
+               error = format('worker %s lost its connection to Postgres', worker_name)
+         WHERE id = begun AND state = 'waiting' AND name = begun_name AND attempt = begun_attempt - 1
+        RETURNING position, exclusive, shared INTO ended;
+        IF FOUND THEN
+            -- As in cancel: tasks behind it may be free now.
+            DELETE FROM millhand.parked WHERE position = ended.position;
+            PERFORM millhand.note_freed(ended.exclusive || ended.shared, FOUND);
+            PERFORM millhand.ring();
+        END IF;
         PERFORM set_config('lock_timeout', '0', true);
     END IF;
     -- One registration at a time, so that two types cannot pass each other.
@@ -959,7 +972,8 @@ CREATE FUNCTION millhand.register_worker(worker_name text, worker_type text, pro
     LANGUAGE sql
     AS $_$
     SELECT millhand.add_worker($1, $2, $3, $4, $5, $6, $7, $8,
-                               (SELECT t.fence FROM millhand.task t WHERE t.id = $9))
+                               (SELECT t.fence FROM millhand.task t WHERE t.id = $9),
+                               NULL, NULL, NULL)
 $_$;
 
 CREATE FUNCTION millhand.resource_lock(name text) RETURNS bigint

@@ -7,7 +7,9 @@
 
 mod directory;
 mod postgres;
+mod programs;
 mod redis;
+mod standby;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -63,7 +65,7 @@ fn find_account(accounts: &str, name: &str) -> Option<Account> {
 
 /// Where a program of the Postgres server's package is, such as pgbench.
 pub fn postgres_program(name: &str) -> Result<PathBuf, Error> {
-    let program = postgres::find_programs()?.join(name);
+    let program = programs::find_programs()?.join(name);
     if program.is_file() {
         return Ok(program);
     }

@@ -203,8 +203,7 @@ fn looks_miss_nothing_wherever_they_begin() {
 fn a_row_that_no_worker_knows_of_is_forgotten() {
     let database = Database::new();
     let register = |connection: &mut Client| -> i64 {
-        let sql =
-            "SELECT millhand.add_worker('w', 'postgres', 'p', 'h', 1, '30 s', NULL, NULL, NULL)";
+        let sql = "SELECT millhand.add_worker('w', 'postgres', 'p', 'h', 1, '30 s', NULL, NULL, NULL, NULL, NULL, NULL)";
         connection.query_one(sql, &[]).unwrap().get(0)
     };
     let n_workers = |connection: &mut Client| millhand::fleet::workers(connection).unwrap().len();

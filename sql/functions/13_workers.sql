@@ -176,17 +176,21 @@ $$;
 -- id, which nobody had before. `lock_owner` is that of its locks, if they are not
 -- to be those of the session. `previous` is the id that the same thread had on
 -- a connection that it lost; what it owned is settled first, in this very
--- transaction: see settle_worker for `begun_fence`.
+-- transaction: see settle_worker for `begun_fence`. `begun` is the task that it ran when
+-- that was lost, with its name and attempt: where it still waits, the server has lost its
+-- start, and others shall not run it once more.
 -- All workers that have a row must be of one type. (Those of a fleet that died go
 -- when somebody has watched them for their ttl.)
 CREATE OR REPLACE FUNCTION millhand.add_worker(
     worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval,
-    lock_owner text, previous bigint, begun_fence bigint
+    lock_owner text, previous bigint, begun_fence bigint,
+    begun bigint, begun_name text, begun_attempt integer
 ) RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     other record;
+    ended record;
     worker_id bigint;
 BEGIN
     -- Before the lock of registrations: this may wait for a row that somebody
@@ -197,6 +201,18 @@ BEGIN
         PERFORM millhand.settle_worker(
             previous, format('worker %s lost its connection to Postgres', worker_name), true,
             begun_fence);
+        UPDATE millhand.task
+           SET state = 'failed', parked = false, worker = worker_name, fence = begun_fence,
+               attempt = begun_attempt, started_at = clock_timestamp(), finished_at = clock_timestamp(),
+               error = format('worker %s lost its connection to Postgres', worker_name)
+         WHERE id = begun AND state = 'waiting' AND name = begun_name AND attempt = begun_attempt - 1
+        RETURNING position, exclusive, shared INTO ended;
+        IF FOUND THEN
+            -- As in cancel: tasks behind it may be free now.
+            DELETE FROM millhand.parked WHERE position = ended.position;
+            PERFORM millhand.note_freed(ended.exclusive || ended.shared, FOUND);
+            PERFORM millhand.ring();
+        END IF;
         PERFORM set_config('lock_timeout', '0', true);
     END IF;
     -- One registration at a time, so that two types cannot pass each other.
@@ -227,7 +243,8 @@ CREATE OR REPLACE FUNCTION millhand.register_worker(
 ) RETURNS bigint
 LANGUAGE sql AS $$
     SELECT millhand.add_worker($1, $2, $3, $4, $5, $6, $7, $8,
-                               (SELECT t.fence FROM millhand.task t WHERE t.id = $9))
+                               (SELECT t.fence FROM millhand.task t WHERE t.id = $9),
+                               NULL, NULL, NULL)
 $$;
 
 -- Takes a worker's row away when it leaves. By then it runs nothing: what it owns all

@@ -196,6 +196,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure
         Some(_) => None,
         None => Some(PrivatePostgres::start(&PostgresOptions {
             max_connections: (args.load.threads * args.load.processes) as u32 + 120,
+            ..PostgresOptions::default()
         })?),
     };
     let url = private.as_ref().map_or_else(|| named.unwrap_or_default(), PrivatePostgres::url);

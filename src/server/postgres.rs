@@ -1,7 +1,9 @@
 //! A private Postgres: durable, on a Unix socket in its own directory.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::net::SocketAddrV4;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,9 +11,10 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::programs::{find_programs, has_stat_statements};
 use super::{
-    GuardedChild, GuardedDirectory, POLL_INTERVAL, SERVER_DEADLINE, find_in_path, not_started,
-    system_error, unprivileged_account, wait_for_end,
+    GuardedChild, GuardedDirectory, POLL_INTERVAL, SERVER_DEADLINE, not_started, system_error,
+    unprivileged_account, wait_for_end,
 };
 use crate::db;
 use crate::error::Error;
@@ -27,18 +30,24 @@ const DATABASE: &str = "millhand";
 pub struct PostgresOptions {
     /// How many connections it takes.
     pub max_connections: u32,
+    /// Where it listens beside its socket, if anywhere; who comes from that network
+    /// (/24) is let in without a password.
+    pub listen: Option<SocketAddrV4>,
+    /// A program and its arguments that become the server, such as `env NAME=VALUE`.
+    pub wrapper: Vec<OsString>,
 }
 
 impl Default for PostgresOptions {
     fn default() -> PostgresOptions {
-        PostgresOptions { max_connections: 200 }
+        PostgresOptions { max_connections: 200, listen: None, wrapper: Vec::new() }
     }
 }
 
 /// A Postgres server that lives as long as this value.
 #[derive(Debug)]
 pub struct PrivatePostgres {
-    programs: PathBuf,
+    pub(super) programs: PathBuf,
+    options: PostgresOptions,
     server: Option<GuardedChild>,
     was_killed: bool,
     directory: GuardedDirectory,
@@ -47,18 +56,33 @@ pub struct PrivatePostgres {
 impl PrivatePostgres {
     /// Starts a server with an empty database.
     pub fn start(options: &PostgresOptions) -> Result<PrivatePostgres, Error> {
-        let programs = find_programs()?;
-        let directory = GuardedDirectory::owned_by(unprivileged_account()?)?;
-        let mut postgres = PrivatePostgres { programs, server: None, was_killed: false, directory };
-        postgres.init(options)?;
+        let mut postgres = PrivatePostgres::without_data(options)?;
+        postgres.init()?;
         postgres.start_again()?;
         Ok(postgres)
+    }
+
+    /// A server that has nothing yet but a directory.
+    pub(super) fn without_data(options: &PostgresOptions) -> Result<PrivatePostgres, Error> {
+        Ok(PrivatePostgres {
+            programs: find_programs()?,
+            options: options.clone(),
+            server: None,
+            was_killed: false,
+            directory: GuardedDirectory::owned_by(unprivileged_account()?)?,
+        })
     }
 
     /// A URL for psql and any other client, without a password.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(DATABASE)
+    }
+
+    /// The same by the network, if it listens there.
+    #[must_use]
+    pub fn network_url(&self) -> Option<String> {
+        self.options.listen.map(|address| format!("postgresql://{USER}@{address}/{DATABASE}"))
     }
 
     /// The directory with its data, socket and log.
@@ -113,8 +137,10 @@ impl PrivatePostgres {
             OpenOptions::new().create(true).append(true).open(&log).map_err(|error| {
                 system_error("could not open the log of a private Postgres", error)
             })?;
-        let mut server = self.run("postgres", Signal::QUIT, output, |command| {
-            command.arg("-D").arg(self.data());
+        let mut words = self.options.wrapper.clone();
+        words.push(self.programs.join("postgres").into());
+        let mut server = self.run(Path::new(&words[0]), Signal::QUIT, output, |command| {
+            command.args(&words[1..]).arg("-D").arg(self.data());
         })?;
         let deadline = Instant::now() + SERVER_DEADLINE;
         loop {
@@ -150,21 +176,26 @@ impl PrivatePostgres {
         }
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
     fn url_of(&self, database: &str) -> String {
         let host = percent_encode(&self.directory.path().display().to_string());
-        format!("postgresql://{USER}@/{database}?host={host}&port=5432")
+        format!("postgresql://{USER}@/{database}?host={host}&port={}", self.port())
     }
 
-    fn init(&self, options: &PostgresOptions) -> Result<(), Error> {
+    pub(super) fn port(&self) -> u16 {
+        self.options.listen.map_or(5432, |address| address.port())
+    }
+
+    fn init(&self) -> Result<(), Error> {
         let log = self.directory.path().join("log");
         let output = File::create(&log).map_err(|error| {
             system_error("could not write the log of a private Postgres", error)
         })?;
-        let mut initdb = self.run("initdb", Signal::TERM, output, |command| {
+        let initdb = self.programs.join("initdb");
+        let mut initdb = self.run(&initdb, Signal::TERM, output, |command| {
             command
                 .args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
                 .arg(format!("--username={USER}"))
@@ -175,22 +206,31 @@ impl PrivatePostgres {
         if !status.success() {
             return Err(not_started("Postgres", Some(status), &log));
         }
-        let mut settings = String::new();
-        for (name, value) in self.settings(options) {
-            settings.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        if let Some(address) = self.options.listen {
+            let line = format!("host all all {}/24 trust\n", address.ip());
+            self.append("pg_hba.conf", &line)?;
         }
+        self.configure(&self.settings())
+    }
+
+    /// Adds settings; of two with one name the later one counts.
+    pub(super) fn configure(&self, settings: &[(&str, String)]) -> Result<(), Error> {
+        let line =
+            |(name, value): &(&str, String)| format!("{name} = '{}'\n", value.replace('\'', "''"));
+        self.append("postgresql.conf", &settings.iter().map(line).collect::<String>())
+    }
+
+    fn append(&self, name: &str, text: &str) -> Result<(), Error> {
         OpenOptions::new()
             .append(true)
-            .open(self.data().join("postgresql.conf"))
-            .and_then(|mut file| file.write_all(settings.as_bytes()))
-            .map_err(|error| system_error("could not write postgresql.conf", error))
+            .open(self.data().join(name))
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| system_error(format!("could not write {name}"), error))
     }
 
     /// Fast, and as durable as any: fsync and synchronous commit stay on.
-    fn settings(&self, options: &PostgresOptions) -> Vec<(&'static str, String)> {
+    pub(super) fn settings(&self) -> Vec<(&'static str, String)> {
         let mut settings: Vec<(&str, String)> = [
-            ("listen_addresses", ""),
-            ("port", "5432"),
             ("fsync", "on"),
             ("synchronous_commit", "on"),
             ("shared_buffers", "256MB"),
@@ -201,24 +241,27 @@ impl PrivatePostgres {
         .map(|(name, value)| (name, value.to_owned()))
         .into();
         settings.push(("unix_socket_directories", self.directory.path().display().to_string()));
-        settings.push(("max_connections", options.max_connections.to_string()));
+        let address = self.options.listen.map(|address| address.ip().to_string());
+        settings.push(("listen_addresses", address.unwrap_or_default()));
+        settings.push(("port", self.port().to_string()));
+        settings.push(("max_connections", self.options.max_connections.to_string()));
         if has_stat_statements(&self.programs) {
             settings.push(("shared_preload_libraries", "pg_stat_statements".to_owned()));
         }
         settings
     }
 
-    fn run(
+    pub(super) fn run(
         &self,
-        program: &str,
+        program: &Path,
         signal: Signal,
         output: File,
         setup: impl FnOnce(&mut Command),
     ) -> Result<GuardedChild, Error> {
-        let errors = output
-            .try_clone()
-            .map_err(|error| system_error(format!("could not start {program}"), error))?;
-        self.directory.spawn(&self.programs.join(program), signal, |command| {
+        let errors = output.try_clone().map_err(|error| {
+            system_error(format!("could not start {}", program.display()), error)
+        })?;
+        self.directory.spawn(program, signal, |command| {
             // Ctrl-C in a terminal is for us, and the caller's directory may
             // be closed to the account of the server.
             command.process_group(0).current_dir("/");
@@ -261,52 +304,6 @@ impl Drop for PrivatePostgres {
         }
         self.stop_hard();
     }
-}
-
-/// The folder of the server's programs: in `$PATH`, or where distributions
-/// keep them, the newest version first.
-pub(super) fn find_programs() -> Result<PathBuf, Error> {
-    // It may be a link in a folder that has no other program of the server.
-    let in_path = find_in_path("postgres")
-        .and_then(|program| program.canonicalize().ok())
-        .and_then(|program| program.parent().map(Path::to_owned));
-    let mut versions: Vec<(u32, PathBuf)> = Vec::new();
-    for (folder, prefix, suffix) in [("/usr/lib/postgresql", "", "bin"), ("/usr", "pgsql-", "bin")]
-    {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
-            if let Some(version) = number.and_then(|number| number.parse().ok()) {
-                versions.push((version, entry.path().join(suffix)));
-            }
-        }
-    }
-    versions.sort_by(|a, b| b.cmp(a));
-    in_path
-        .into_iter()
-        .chain(versions.into_iter().map(|(_, folder)| folder))
-        .chain([PathBuf::from("/usr/local/pgsql/bin")])
-        .find(|folder| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file()))
-        .ok_or_else(|| {
-            Error::Config(
-                "could not find the Postgres programs `initdb` and `postgres`; install the package \
-                 postgresql (Debian, Ubuntu) or postgresql-server (Fedora, openSUSE)"
-                    .to_owned(),
-            )
-        })
-}
-
-/// Whether the module pg_stat_statements is installed with these programs.
-fn has_stat_statements(programs: &Path) -> bool {
-    let asked = Command::new(programs.join("pg_config")).arg("--pkglibdir").output();
-    let asked = asked.ok().filter(|output| output.status.success());
-    let asked = asked.and_then(|output| String::from_utf8(output.stdout).ok());
-    let near = ["../lib", "../lib/postgresql", "../lib/pgsql", "../lib64/pgsql"];
-    asked
-        .map(|folder| PathBuf::from(folder.trim_end()))
-        .into_iter()
-        .chain(near.map(|folder| programs.join(folder)))
-        .any(|folder| folder.join("pg_stat_statements.so").is_file())
 }
 
 /// The processes whose parent this is.

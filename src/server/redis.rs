@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -25,6 +25,7 @@ const N_ATTEMPTS: u32 = 5;
 #[derive(Debug)]
 pub struct PrivateRedis {
     program: PathBuf,
+    address: Ipv4Addr,
     port: u16,
     password: String,
     server: Option<GuardedChild>,
@@ -34,13 +35,19 @@ pub struct PrivateRedis {
 impl PrivateRedis {
     /// Starts an empty server.
     pub fn start() -> Result<PrivateRedis, Error> {
+        PrivateRedis::start_on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same on another address of this machine.
+    pub fn start_on(address: Ipv4Addr) -> Result<PrivateRedis, Error> {
         let program = find_program()?;
         let directory = GuardedDirectory::new()?;
         let password = random_password()?;
-        let mut redis = PrivateRedis { program, port: 0, password, server: None, directory };
+        let mut redis =
+            PrivateRedis { program, address, port: 0, password, server: None, directory };
         let mut attempt = 1;
         loop {
-            redis.port = free_port()?;
+            redis.port = free_port(address)?;
             match redis.start_again() {
                 Err(error) if error.is_unavailable() && attempt < N_ATTEMPTS => attempt += 1,
                 other => return other.map(|()| redis),
@@ -57,7 +64,7 @@ impl PrivateRedis {
     /// A URL for redis-cli and any other client. It holds a password.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://default:{}@127.0.0.1:{}/0", self.password, self.port)
+        format!("redis://default:{}@{}:{}/0", self.password, self.address, self.port)
     }
 
     /// The process id of the server, if it runs.
@@ -87,9 +94,9 @@ impl PrivateRedis {
         let folder = self.directory.path();
         // In a file, because anyone may read the arguments of a process.
         let settings = format!(
-            "bind 127.0.0.1\nport {}\nprotected-mode yes\nrequirepass {}\nsave \"\"\n\
+            "bind {}\nport {}\nprotected-mode yes\nrequirepass {}\nsave \"\"\n\
              appendonly no\nmaxmemory-policy noeviction\n",
-            self.port, self.password
+            self.address, self.port, self.password
         );
         std::fs::write(folder.join("redis.conf"), settings).map_err(fail)?;
         let log = folder.join("log");
@@ -146,8 +153,8 @@ fn find_program() -> Result<PathBuf, Error> {
     })
 }
 
-fn free_port() -> Result<u16, Error> {
-    TcpListener::bind("127.0.0.1:0")
+fn free_port(address: Ipv4Addr) -> Result<u16, Error> {
+    TcpListener::bind((address, 0))
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())
         .map_err(|error| system_error("could not find a free port", error))

@@ -70,12 +70,20 @@ pub(crate) enum Turn {
 }
 
 /// What a thread held before it lost its claim.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Previous {
     pub(crate) worker: i64,
-    /// The fencing token of the last start whose handler had begun; what was started
-    /// for it later was only claimed.
-    pub(crate) begun_fence: Option<i64>,
+    pub(crate) begun: Begun,
+}
+
+/// What a worker has begun under one id.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Begun {
+    /// The fencing token of the last start whose handler it began; what was started for it
+    /// later was only claimed.
+    pub(crate) fence: Option<i64>,
+    /// The task of that start, its name and its attempt, until its end is stored.
+    pub(crate) task: Option<(TaskId, String, i32)>,
 }
 
 /// What a worker process has of its lock back end.
@@ -86,7 +94,7 @@ pub(crate) trait BackEnd: Send + Sync {
         shared: &'a Shared,
         index: usize,
         name: &str,
-        previous: Option<Previous>,
+        previous: Option<&Previous>,
     ) -> Result<Box<dyn Claims + 'a>, Error>;
 
     /// There may be work: sees to it that an idle worker looks.

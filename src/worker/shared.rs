@@ -97,8 +97,10 @@ impl Shared {
         name: &str,
         worker_type: WorkerType,
         lock_owner: Option<&str>,
-        previous: Option<Previous>,
+        previous: Option<&Previous>,
     ) -> Result<i64, Error> {
+        let begun = previous.map(|previous| &previous.begun);
+        let task = begun.and_then(|begun| begun.task.as_ref());
         let row = client.query_one(
             include_str!("../../sql/queries/add_worker.sql"),
             &[
@@ -110,7 +112,10 @@ impl Shared {
                 &self.identity.ttl.as_secs_f64(),
                 &lock_owner,
                 &previous.map(|previous| previous.worker),
-                &previous.and_then(|previous| previous.begun_fence),
+                &begun.and_then(|begun| begun.fence),
+                &task.map(|(id, ..)| id.0),
+                &task.map(|(_, name, _)| name),
+                &task.map(|(.., attempt)| attempt),
             ],
         );
         let doing = || format!("could not register worker {name}");

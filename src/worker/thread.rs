@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::claim::{Claims, Ended, Outcome, Previous, Turn};
+use super::claim::{Begun, Claims, Ended, Outcome, Previous, Turn};
 use super::inbox::Inbox;
 use super::lease::{Activity, Lease};
 use super::run::run_task;
@@ -25,10 +25,10 @@ enum Exit {
 /// Works until told to stop. An error that waiting cannot mend ends it.
 pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<(), Error> {
     let name = shared.worker_name(index);
-    let mut previous = None;
+    let mut previous: Option<Previous> = None;
     let mut pause = FIRST_PAUSE;
     loop {
-        let mut claims = match shared.back_end.open(shared, index, &name, previous) {
+        let mut claims = match shared.back_end.open(shared, index, &name, previous.as_ref()) {
             Ok(claims) => claims,
             Err(error) if error.is_unavailable() => {
                 if pause == FIRST_PAUSE {
@@ -53,9 +53,8 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
         pause = FIRST_PAUSE;
         let lease = shared.joined(index, claims.worker());
         inbox.begin_session(lease.clone());
-        let mut begun_fence = None;
-        let exit =
-            work_session(shared, index, &name, inbox, &lease, &mut *claims, &mut begun_fence);
+        let mut begun = Begun::default();
+        let exit = work_session(shared, index, &name, inbox, &lease, &mut *claims, &mut begun);
         shared.left(claims.worker());
         match exit? {
             Exit::Stopped => return claims.leave(),
@@ -65,14 +64,14 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
                 } else {
                     log::warn!("worker {name}: gave up its claim; starting anew");
                 }
-                previous = Some(Previous { worker: claims.worker(), begun_fence });
+                previous = Some(Previous { worker: claims.worker(), begun });
             }
         }
     }
 }
 
-/// Works under one worker id until told to stop or until the claim is lost; notes the
-/// fencing token of the last start whose handler it began.
+/// Works under one worker id until told to stop or until the claim is lost; notes what it
+/// has begun.
 fn work_session(
     shared: &Shared,
     index: usize,
@@ -80,7 +79,7 @@ fn work_session(
     inbox: &Inbox,
     lease: &Lease,
     claims: &mut dyn Claims,
-    begun_fence: &mut Option<i64>,
+    begun: &mut Begun,
 ) -> Result<Exit, Error> {
     loop {
         // First of all: what is noted here was said before the lease is looked
@@ -138,7 +137,7 @@ fn work_session(
         let task = match turn {
             Turn::Task(task) => task,
             Turn::Nothing => {
-                (ended, n_failures) = (None, 0);
+                (ended, n_failures, begun.task) = (None, 0, None);
                 last_failure.clear();
                 inbox.verify(claims);
                 if inbox.is_lost() {
@@ -152,7 +151,7 @@ fn work_session(
                 return Ok(Exit::Lost);
             }
         };
-        n_failures = 0;
+        (n_failures, begun.task) = (0, None);
         last_failure.clear();
         // A command without a warden could outlive its worker. It goes to
         // others, like every task while there is none: nobody knows for how
@@ -161,7 +160,7 @@ fn work_session(
             // Not begun: it goes back to its place when the claim is settled.
             return Ok(Exit::Lost);
         }
-        let (id, fence) = (task.id, task.fence);
+        let (id, fence, attempt) = (task.id, task.fence, task.attempt);
         let handler = task.name.clone();
         lease.set_activity(Activity::Runs(id));
         let outcome = match run_task(shared, name, task, inbox, claims, index) {
@@ -173,9 +172,9 @@ fn work_session(
                 return Ok(Exit::Lost);
             }
         };
-        *begun_fence = Some(fence);
         lease.set_activity(Activity::Ends);
         shared.offer.has_begun(&handler);
+        *begun = Begun { fence: Some(fence), task: Some((id, handler, attempt)) };
         if inbox.is_lost() {
             log::warn!("worker {name}: stopped task {id}, its claim is gone");
             return Ok(Exit::Lost);

@@ -2,6 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+/// The database's clock that is set anew.
+mod clock;
+/// What commands have left behind when they end, in whichever way.
+mod descendants;
+/// A server that is replaced by its standby.
+mod failover;
+/// Workers frozen in the middle of a start, a server frozen around the end of a lease.
+mod freeze;
 /// The lock store of worker type `redis` empties, freezes, goes away; its workers die.
 mod lock_store;
 /// Workers, wardens and commands that are killed or frozen.

@@ -178,29 +178,22 @@ fn a_task_whose_end_was_lost_fails_and_is_not_run_again() {
     }
 }
 
-/// The same for the commit that started it.
+/// The same for the commit that started it: it has begun, so it is not run again.
 #[test]
-fn a_task_whose_start_was_lost_is_ended_here_and_waits_again() {
+fn a_task_whose_start_was_lost_is_ended_here_and_fails() {
     for worker_type in WORKER_TYPES {
         let database = Database::new();
         let workshop = Workshop::new(&database, GATE_HANDLERS);
         let worker = worker(&workshop, worker_type, "w", "6s");
         let id = run_on(&database, &workshop, "w");
-        let old = database.wait_for_workers(1);
         let fence = database.task(id).fence;
-        let note = workshop.path().join("at-w");
-        std::fs::remove_file(&note).unwrap();
         let lose = "UPDATE millhand.task SET state = 'waiting', owner = NULL, attempt = 0,
                            started_at = NULL, fence = NULL, worker = NULL";
         database.connect().execute(lose, &[]).unwrap();
-        wait_until(&database, "it works under another id", SOON, || {
-            let ids = database.worker_ids();
-            if ids.len() == 1 && ids != old { Ok(()) } else { Err((ids, worker.stderr())) }
-        });
-        workshop.wait_at_gate(&database, "w");
-        assert!(database.task(id).fence > fence);
-        workshop.open_gate("w");
-        database.wait_for_state(id, TaskState::Completed);
+        let task = database.wait_for_state(id, TaskState::Failed);
+        assert_eq!((task.attempt, task.fence), (1, fence));
+        let next = database.dispatch(&NewTask::new("millhand.noop").exclusive("w"));
+        database.wait_for_state(next, TaskState::Completed);
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }

@@ -30,7 +30,7 @@ const TEMPLATE_NAME: &str = "template_migrated";
 
 /// A private server of its own, for tests that stop it.
 pub(crate) fn start_server() -> PrivatePostgres {
-    PrivatePostgres::start(&PostgresOptions { max_connections: 400 })
+    PrivatePostgres::start(&PostgresOptions { max_connections: 400, ..PostgresOptions::default() })
         .unwrap_or_else(|error| panic!("{}", millhand::error::chain(&error)))
 }
 
@@ -88,6 +88,11 @@ impl Database {
             Database { server_url: server.url(), name: "millhand".to_owned(), dropped: true };
         migrate::migrate(&mut database.connect()).unwrap();
         database
+    }
+
+    /// The one behind a URL that is more than a server's, as it is.
+    pub(crate) fn behind(url: String) -> Database {
+        Database { server_url: url, name: "millhand".to_owned(), dropped: true }
     }
 
     fn create(server_url: &str, template: &str) -> Database {

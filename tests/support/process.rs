@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use millhand::server::PrivatePostgres;
 use millhand::task::NewTask;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -144,6 +145,45 @@ pub(crate) fn millhand<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Co
     // No config file in the working directory.
     command.current_dir("/").stdin(Stdio::null()).args(args);
     command
+}
+
+/// The same command, as what these words start.
+pub(crate) fn within<S: AsRef<OsStr>>(words: &[S], command: &Command) -> Command {
+    let mut all = words.iter().map(AsRef::as_ref).chain([command.get_program()]);
+    let mut wrapped = Command::new(all.next().unwrap());
+    wrapped.args(all).args(command.get_args()).current_dir("/").stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
+/// The processes whose parent this is, the dead ones that it has not noticed included.
+pub(crate) fn children_of(parent: u32) -> Vec<Pid> {
+    let mut pids: Vec<Pid> = Vec::new();
+    // A child is the one of the thread that started it.
+    for entry in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
+        let list = fs::read_to_string(entry.path().join("children")).unwrap_or_default();
+        pids.extend(list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)));
+    }
+    pids
+}
+
+/// Every process of a Postgres server, the first one first.
+pub(crate) fn server_processes(server: &PrivatePostgres) -> Vec<Pid> {
+    let Some(pid) = server.pid() else { return Vec::new() };
+    let first = Pid::from_raw(pid.cast_signed()).unwrap();
+    [first].into_iter().chain(children_of(pid)).collect()
+}
+
+/// Sends a signal to each of them that is there.
+pub(crate) fn signal_all(pids: &[Pid], signal: Signal) {
+    for pid in pids {
+        let _ = kill_process(*pid, signal);
+    }
 }
 
 /// What a command that has ended said.

@@ -59,11 +59,14 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// In front of the Redis with this URL, and the URL through the proxy.
     pub(crate) fn of_redis(url: &str) -> (Proxy, String) {
-        let client = redis::Client::open(url).unwrap();
-        let address = client.get_connection_info().addr().to_string();
-        let proxy = Proxy::start(Server::Tcp(address.clone()));
-        let url = url.replace(&address, &proxy.address);
+        let proxy = Proxy::start(Server::Tcp(address_of_redis(url)));
+        let url = proxy.redis_url(url);
         (proxy, url)
+    }
+
+    /// The URL of a Redis, through this proxy.
+    pub(crate) fn redis_url(&self, url: &str) -> String {
+        url.replace(&address_of_redis(url), &self.address)
     }
 
     /// In front of the Postgres with this URL, which has a Unix socket, and the URL
@@ -73,9 +76,15 @@ impl Proxy {
         let [Host::Unix(folder)] = parameters.get_hosts() else { panic!("no Unix socket") };
         let socket = folder.join(format!(".s.PGSQL.{}", parameters.get_ports()[0]));
         let proxy = Proxy::start(Server::Unix(socket));
-        let (user, name) = (parameters.get_user().unwrap(), parameters.get_dbname().unwrap());
-        let url = format!("postgresql://{user}@{}/{name}", proxy.address);
+        let url = proxy.postgres_url(url);
         (proxy, url)
+    }
+
+    /// The URL of a Postgres, through this proxy.
+    pub(crate) fn postgres_url(&self, url: &str) -> String {
+        let parameters: postgres::Config = url.parse().unwrap();
+        let (user, name) = (parameters.get_user().unwrap(), parameters.get_dbname().unwrap());
+        format!("postgresql://{user}@{}/{name}", self.address)
     }
 
     fn start(server: Server) -> Proxy {
@@ -127,6 +136,12 @@ impl Proxy {
     }
 }
 
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Proxy({})", self.address)
+    }
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
@@ -170,6 +185,11 @@ impl State {
             self.has_struck = true;
         }
     }
+}
+
+fn address_of_redis(url: &str) -> String {
+    let client = redis::Client::open(url).unwrap();
+    client.get_connection_info().addr().to_string()
 }
 
 /// Serves one connection, on threads of its own. What one side ends is ended on the

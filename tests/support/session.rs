@@ -88,6 +88,9 @@ impl Session {
                     &None::<&str>,
                     &None::<i64>,
                     &None::<i64>,
+                    &None::<i64>,
+                    &None::<&str>,
+                    &None::<i32>,
                 ],
             )
             .unwrap()

@@ -90,7 +90,7 @@ impl BackEnd for PostgresBackEnd {
         shared: &'a Shared,
         index: usize,
         name: &str,
-        previous: Option<Previous>,
+        previous: Option<&Previous>,
     ) -> Result<Box<dyn Claims + 'a>, Error> {
         let mut client = db::connect(&shared.url, &format!("millhand worker {name}"))?;
         let fail = |error| Error::postgres(&format!("could not register worker {name}"), error);

@@ -302,7 +302,7 @@ impl BackEnd for RedisBackEnd {
         shared: &'a Shared,
         index: usize,
         name: &str,
-        previous: Option<Previous>,
+        previous: Option<&Previous>,
     ) -> Result<Box<dyn Claims + 'a>, Error> {
         let owner = random_token()?;
         let mut session = self.sessions.get_checked()?;
