@@ -1,13 +1,17 @@
 //! Connections to Postgres: how they are made and what a session is set to.
 
+use std::fs::File;
 use std::time::Duration;
 
 use postgres::{Client, NoTls};
 
-use crate::error::Error;
+use crate::error::{self, Error};
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a connection needs: a socket, and three for the runtime of the client.
+const N_DESCRIPTORS: usize = 4;
 
 /// A connection's parameters, from a URL as psql takes it.
 pub fn parameters(url: &str, purpose: &str) -> Result<postgres::Config, Error> {
@@ -38,9 +42,37 @@ pub fn parameters(url: &str, purpose: &str) -> Result<postgres::Config, Error> {
 /// Opens a connection of its own.
 pub fn connect(url: &str, purpose: &str) -> Result<Client, Error> {
     let parameters = parameters(url, purpose)?;
-    parameters.connect(NoTls).map_err(|error| {
-        Error::postgres(&format!("could not connect to Postgres at {}", place(url)), error)
-    })
+    open(&could_not_connect(url), || parameters.connect(NoTls))
+}
+
+/// The same, for a session that is to live for long, whatever the settings of role,
+/// database and server would do to it.
+pub(crate) fn connect_for_long(url: &str, purpose: &str) -> Result<Client, Error> {
+    let mut client = connect(url, purpose)?;
+    set_up(&mut client)?;
+    Ok(client)
+}
+
+/// Makes a session one that is to live for long.
+pub(crate) fn set_up(client: &mut Client) -> Result<(), Error> {
+    client
+        .batch_execute(include_str!("../sql/queries/worker_session.sql"))
+        .map_err(|error| Error::postgres("could not set up a session", error))
+}
+
+/// Connects in this way. The client takes it for granted that there is room for its
+/// runtime, and panics where there is none.
+pub(crate) fn open(
+    doing: &str,
+    connect: impl FnOnce() -> Result<Client, postgres::Error>,
+) -> Result<Client, Error> {
+    let room = (0..N_DESCRIPTORS).map(|_| File::open("/dev/null")).collect::<Result<Vec<_>, _>>();
+    drop(room.map_err(|error| Error::system(doing, error))?);
+    error::guard(doing, || connect().map_err(|error| Error::postgres(doing, error)))
+}
+
+pub(crate) fn could_not_connect(url: &str) -> String {
+    format!("could not connect to Postgres at {}", place(url))
 }
 
 /// The URL's host, port and database, without user and password.

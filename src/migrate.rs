@@ -9,13 +9,14 @@ use postgres::Client;
 use crate::error::Error;
 
 /// The migrations, in order; the number of the last is the schema's version.
-const MIGRATIONS: [(i32, &str, &str); 3] = [
+const MIGRATIONS: [(i32, &str, &str); 4] = [
     (1, "initial", include_str!("../sql/migrations/0001_initial.sql")),
     (2, "lock owner", include_str!("../sql/migrations/0002_lock_owner.sql")),
     (3, "unblocked", include_str!("../sql/migrations/0003_unblocked.sql")),
+    (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
 ];
 
-const FUNCTIONS: [&str; 16] = [
+const FUNCTIONS: [&str; 18] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -32,6 +33,8 @@ const FUNCTIONS: [&str; 16] = [
     include_str!("../sql/functions/14_housekeeping.sql"),
     include_str!("../sql/functions/15_joint_turn.sql"),
     include_str!("../sql/functions/16_unblocked_turn.sql"),
+    include_str!("../sql/functions/17_json.sql"),
+    include_str!("../sql/functions/18_sequences.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.
@@ -80,11 +83,48 @@ pub fn check(client: &mut Client) -> Result<(), Error> {
     Ok(())
 }
 
+/// Makes sure that workers can work on this database, and mends what they would
+/// stumble over.
+pub(crate) fn prepare(client: &mut Client) -> Result<(), Error> {
+    check_encoding(client)?;
+    check(client)?;
+    mend_sequences(client)
+}
+
+/// Text of another encoding could not be read, and what commands say could not be
+/// stored.
+fn check_encoding(client: &mut Client) -> Result<(), Error> {
+    let encoding: String = client
+        .query_one("SELECT current_setting('server_encoding')", &[])
+        .map_err(|error| Error::postgres("could not read the database's encoding", error))?
+        .get(0);
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "the database has encoding {encoding}; create one with ENCODING 'UTF8' TEMPLATE template0, \
+         and name that"
+    )))
+}
+
+/// Draws sequences forward that lag behind the rows, and says so.
+fn mend_sequences(client: &mut Client) -> Result<(), Error> {
+    let rows = client
+        .query(include_str!("../sql/queries/mend_sequences.sql"), &[])
+        .map_err(|error| Error::postgres("could not mend the sequences", error))?;
+    for row in rows {
+        let what: &str = row.get(0);
+        log::warn!("{what}");
+    }
+    Ok(())
+}
+
 /// Applies what is missing, one transaction for each migration, and returns
 /// the versions applied. Many may do so at once: one at a time works, the
 /// others find nothing left to do.
 pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
     let doing = "could not migrate";
+    check_encoding(client)?;
     let fail = |error| Error::postgres(doing, error);
     let mut applied = Vec::new();
     for (index, (version, name, sql)) in MIGRATIONS.into_iter().enumerate() {
@@ -118,6 +158,7 @@ pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
         transaction.commit().map_err(fail)?;
         applied.push(version);
     }
+    mend_sequences(client)?;
     Ok(applied)
 }
 

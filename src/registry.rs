@@ -8,12 +8,13 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::error::Category;
 
 use crate::config::CommandHandler;
 use crate::context::Context;
 
-/// A handler that is a function: its result, or why it failed.
-type Function = dyn Fn(&Context<'_>, Value) -> Result<Value, String> + Send + Sync;
+/// A handler that is a function of JSON text: its result, or why it failed.
+type Function = dyn Fn(&Context<'_>, &str) -> Result<Value, String> + Send + Sync;
 
 /// What runs the tasks of one name.
 #[derive(Clone)]
@@ -70,9 +71,12 @@ impl Registry {
         R: Serialize,
         E: Display,
     {
-        let erased = move |context: &Context<'_>, args: Value| {
-            let args = serde_json::from_value(args)
-                .map_err(|error| format!("the arguments do not fit: {error}"))?;
+        let erased = move |context: &Context<'_>, args: &str| {
+            // From the text: a type of the caller's may hold more than a `Value`.
+            let args = serde_json::from_str(args).map_err(|error| match error.classify() {
+                Category::Data => format!("the arguments do not fit: {error}"),
+                _ => format!("the arguments cannot be read: {error}"),
+            })?;
             let result = function(context, args).map_err(|error| error.to_string())?;
             serde_json::to_value(result)
                 .map_err(|error| format!("the result cannot be written as JSON: {error}"))

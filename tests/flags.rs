@@ -120,7 +120,7 @@ fn workers_of_two_types_do_not_mix() {
         insert_worker(&database, "elder", "the-elder-one", "1 hour");
         let id = database.dispatch(&NewTask::new("millhand.noop"));
         let said = run(&mut workshop.millhand(["worker", "--burst", "--type", worker_type]));
-        assert_eq!(said.code, Some(2), "{said:?}");
+        assert_eq!(said.code, Some(75), "{said:?}");
         for part in [&format!("`{worker_type}`"), "`elder`", "the-elder-one", "stop those first"] {
             assert!(said.stderr.contains(part), "{said:?} does not say {part}");
         }

@@ -146,7 +146,8 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
             'stop those first', worker_type, other.name, other.type
-            USING ERRCODE = 'check_violation';
+            -- It passes: whoever cannot start tries again.
+            USING ERRCODE = 'object_in_use';
     END IF;
     PERFORM millhand.forget_unknown_workers(register_worker.process);
     INSERT INTO millhand.worker (name, type, process, hostname, pid, ttl, lock_owner)

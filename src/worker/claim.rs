@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Shared;
+use super::args::Args;
 use super::inbox::Inbox;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
@@ -20,7 +21,7 @@ use crate::task::{NewTask, TaskId};
 pub(crate) struct Claimed {
     pub(crate) id: TaskId,
     pub(crate) name: String,
-    pub(crate) args: Value,
+    pub(crate) args: Args,
     pub(crate) fence: i64,
     pub(crate) attempt: i32,
 }
@@ -41,6 +42,23 @@ impl Outcome {
 
     pub(crate) fn failed(error: impl Into<String>) -> Outcome {
         Outcome { completed: false, result: None, error: Some(error.into()), log: None }
+    }
+
+    /// The database does not take it as it is: leaves out what is most likely the cause.
+    /// Why a task failed is worth more than that something else could not be stored.
+    pub(crate) fn leave_out_result(&mut self, why: &str) {
+        self.result = None;
+        if std::mem::take(&mut self.completed) {
+            self.error = Some(format!("the result could not be stored: {why}"));
+        }
+    }
+
+    /// The same once more: nothing but a reason, in plain characters.
+    pub(crate) fn leave_out_log(&mut self) {
+        self.log = None;
+        let plain = |c: char| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' };
+        let reason = self.error.as_deref().unwrap_or_default();
+        self.error = Some(reason.chars().take(1000).map(plain).collect());
     }
 
     /// The state that it means, as in the table.

@@ -27,6 +27,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde_json::Value;
 
 use super::Shared;
+use super::args::Args;
 use super::claim::Outcome;
 use crate::config::CommandHandler;
 use crate::context::Context;
@@ -45,7 +46,7 @@ pub(crate) fn run(
     shared: &Shared,
     worker_name: &str,
     handler: &CommandHandler,
-    args: &Value,
+    args: &Args,
     context: &Context<'_>,
 ) -> Outcome {
     let directory = match shared.working_directory() {
@@ -88,7 +89,7 @@ impl Running {
         shared: &Shared,
         worker_name: &str,
         handler: &CommandHandler,
-        args: &Value,
+        args: &Args,
         context: &Context<'_>,
         directory: &std::path::Path,
     ) -> Result<Running, String> {
@@ -166,7 +167,7 @@ impl Running {
             group,
             exit,
             stdin: pipes.0,
-            args: args.to_string().into_bytes(),
+            args: args.text()?.as_bytes().to_vec(),
             n_written: 0,
             stdout: Stream::new(pipes.1),
             stderr: Stream::new(pipes.2),
@@ -352,9 +353,8 @@ fn kill(group: Pid, signal: Signal) {
     let _ = rustix::process::kill_process_group(group, signal);
 }
 
-/// Replaces `{field}` by that field of the arguments: a string as it is,
-/// anything else as JSON. The error is the field that is missing.
-fn fill_in(part: &str, args: &Value) -> Result<String, String> {
+/// Replaces `{field}` by that field of the arguments. The error is the field that is missing.
+fn fill_in(part: &str, args: &Args) -> Result<String, String> {
     let mut filled = String::new();
     let mut rest = part;
     while let Some(at) = rest.find(['{', '}']) {
@@ -375,9 +375,8 @@ fn fill_in(part: &str, args: &Value) -> Result<String, String> {
             rest = &rest[1..];
             continue;
         }
-        match args.get(field) {
-            Some(Value::String(text)) => filled.push_str(text),
-            Some(value) => filled.push_str(&value.to_string()),
+        match args.field(field) {
+            Some(text) => filled.push_str(&text),
             None => return Err(field.to_owned()),
         }
         rest = &rest[field.len() + 2..];
@@ -388,12 +387,12 @@ fn fill_in(part: &str, args: &Value) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::fill_in;
-    use serde_json::json;
+    use super::{Args, fill_in};
 
     #[test]
     fn placeholders_become_one_argument_each() {
-        let args = json!({"path": "a b; rm -rf /", "n": 3, "list": ["x"]});
+        let args = r#"{"path": "a b; rm -rf /", "n": 3, "list": ["x"]}"#;
+        let args = Args::new(Some(args.to_owned()));
         for (part, expected) in [
             ("plain", Ok("plain")),
             ("{path}", Ok("a b; rm -rf /")),

@@ -8,6 +8,7 @@ use super::claim::{Claimed, Claims, Outcome};
 use super::inbox::Inbox;
 use super::{Shared, command};
 use crate::context::Context;
+use crate::error::panic_text;
 use crate::registry::Handler;
 
 /// The reason stored for a task that a shutdown ended.
@@ -24,6 +25,10 @@ pub(crate) fn run_task(
     let Some(handler) = shared.registry.get(&task.name) else {
         return Outcome::failed(format!("this worker has no handler for `{}`", task.name));
     };
+    let args = match task.args.text() {
+        Ok(args) => args,
+        Err(reason) => return Outcome::failed(reason),
+    };
     let context = Context {
         id: task.id,
         name: &task.name,
@@ -35,7 +40,6 @@ pub(crate) fn run_task(
     };
     let mut outcome = match handler {
         Handler::Function(function) => {
-            let args = task.args;
             match catch_unwind(AssertUnwindSafe(|| function(&context, args))) {
                 Ok(Ok(result)) => Outcome::completed(result),
                 Ok(Err(error)) => Outcome::failed(error),
@@ -76,12 +80,4 @@ fn without_nul(value: serde_json::Value) -> serde_json::Value {
         ),
         other => other,
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

@@ -26,6 +26,17 @@ pub(crate) struct Identity {
     pub(crate) ttl: Duration,
 }
 
+impl Identity {
+    pub(crate) fn new(ttl: Duration) -> Result<Identity, Error> {
+        Ok(Identity {
+            process: random_token()?,
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            pid: std::process::id().cast_signed(),
+            ttl,
+        })
+    }
+}
+
 /// Where looks find everything that is incomplete and not parked; by default
 /// everywhere. See `sql/functions/10_sight.sql`.
 #[derive(Debug, Clone, Default)]
@@ -205,9 +216,7 @@ fn fqdn(hostname: &str) -> String {
 /// A UUID from the kernel.
 pub(crate) fn random_token() -> Result<String, Error> {
     let path = "/proc/sys/kernel/random/uuid";
-    let token = std::fs::read_to_string(path).map_err(|error| Error::Unavailable {
-        doing: format!("could not read {path}"),
-        source: error.into(),
-    })?;
+    let token = std::fs::read_to_string(path)
+        .map_err(|error| Error::system(&format!("could not read {path}"), error))?;
     Ok(token.trim().to_owned())
 }

@@ -380,7 +380,7 @@ fn workers_of_another_type_than_those_online_are_refused() {
         let worker = workshop.worker(online, &["--name-template", "the-first"]);
         database.wait_for_workers(1);
         let said = run(&mut workshop.millhand(["worker", "--burst", "--type", refused]));
-        assert_eq!(said.code, Some(2), "{said:?}");
+        assert_eq!(said.code, Some(75), "{said:?}");
         for part in [&format!("`{online}`"), &format!("`{refused}`"), "the-first"] {
             assert!(said.stderr.contains(part), "{said:?} does not say {part}");
         }

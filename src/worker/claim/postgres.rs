@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
+use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Statement};
 use serde_json::Value;
@@ -20,6 +21,7 @@ use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::config::WorkerType;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
+use crate::worker::args::Args;
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 use crate::worker::{LOOK, Shared, Shutdown, Sight};
 use crate::{client, db};
@@ -92,11 +94,9 @@ impl BackEnd for PostgresBackEnd {
         name: &str,
         previous: Option<Previous>,
     ) -> Result<Box<dyn Claims + 'a>, Error> {
-        let mut client = db::connect(&shared.url, &format!("millhand worker {name}"))?;
+        let purpose = format!("millhand worker {name}");
+        let mut client = db::connect_for_long(&shared.url, &purpose)?;
         let fail = |error| Error::postgres(&format!("could not register worker {name}"), error);
-        client
-            .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
-            .map_err(fail)?;
         // Before it registers: whoever is online is ready.
         client.batch_execute(self.way.rehearsal()).map_err(fail)?;
         let worker = shared.register(&mut client, name, self.way.worker_type(), None, previous)?;
@@ -111,6 +111,7 @@ impl BackEnd for PostgresBackEnd {
             worker,
             name: name.to_owned(),
             has_joined: false,
+            is_read_only: false,
         }))
     }
 
@@ -120,7 +121,7 @@ impl BackEnd for PostgresBackEnd {
 
     fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error> {
         let fail = |error| Error::postgres("could not listen", error);
-        let mut client = db::connect(&shared.url, "millhand listener")?;
+        let mut client = db::connect_for_long(&shared.url, "millhand listener")?;
         client.batch_execute("LISTEN millhand_wakeup; LISTEN millhand_cancel").map_err(fail)?;
         let is_elder = self.way != Way::Look;
         let auxiliary = self.way == Way::Unblocked { unblocks: false };
@@ -182,6 +183,8 @@ struct PostgresClaims<'a> {
     worker: i64,
     name: String,
     has_joined: bool,
+    /// Whether the server said that it is read-only.
+    is_read_only: bool,
 }
 
 impl PostgresClaims<'_> {
@@ -223,6 +226,7 @@ impl PostgresClaims<'_> {
                 Some(ended) => format!("could not end task {}", ended.id),
                 None => "could not look for a task".to_owned(),
             };
+            self.is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
             Error::postgres(&doing, error)
         })?;
         if row.get::<_, Option<bool>>("owned") == Some(false) {
@@ -232,7 +236,7 @@ impl PostgresClaims<'_> {
         let task = row.get::<_, Option<i64>>("task_id").map(|id| Claimed {
             id: TaskId(id),
             name: row.get("task_name"),
-            args: row.get("task_args"),
+            args: Args::new(row.get("task_args")),
             fence: row.get("task_fence"),
             attempt: row.get("task_attempt"),
         });
@@ -309,7 +313,15 @@ impl Claims for PostgresClaims<'_> {
     }
 
     fn recover(&mut self) -> bool {
-        !self.client.is_closed()
+        // A primary that was demoted takes nothing any more: the next connection may
+        // find its successor.
+        let is_demoted = std::mem::take(&mut self.is_read_only)
+            && self
+                .client
+                .query_one("SELECT pg_is_in_recovery()", &[])
+                .map_or(true, |row| row.get(0));
+        !is_demoted
+            && !self.client.is_closed()
             && self
                 .client
                 .execute(include_str!("../../../sql/queries/let_go.sql"), &[&self.worker])

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::task::TaskId;
+use crate::worker::args::Args;
 use crate::worker::claim::{Claimed, Outcome};
 
 /// Long enough for a machine that is busy with other tests.
@@ -118,7 +119,7 @@ impl Lead for ModelLead<'_> {
                 let task = Claimed {
                     id: TaskId(*place as i64),
                     name: String::new(),
-                    args: Value::Null,
+                    args: Args::new(None),
                     fence: 1,
                     attempt: 1,
                 };
