@@ -105,8 +105,8 @@ impl Error {
     #[must_use]
     pub fn panicked(doing: &str, panic: &(dyn Any + Send)) -> Error {
         let message = panic_text(panic);
-        if passing::of_panic(message) {
-            return Error::Unavailable { doing: doing.to_owned(), source: message.into() };
+        if let Some(shortage) = passing::of_panic(message) {
+            return Error::Unavailable { doing: doing.to_owned(), source: shortage.into() };
         }
         Error::Bug { doing: doing.to_owned(), source: format!("panicked: {message}").into() }
     }
@@ -146,6 +146,12 @@ impl Error {
 /// Runs this; a panic in it is an error.
 pub fn guard<T>(doing: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(Error::panicked(doing, &*panic)))
+}
+
+/// Whether this panic only tells of a shortage of the machine, which becomes an error.
+#[must_use]
+pub fn is_shortage(panic: &(dyn Any + Send)) -> bool {
+    passing::of_panic(panic_text(panic)).is_some()
 }
 
 /// What a panic said.

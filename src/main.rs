@@ -15,7 +15,9 @@ fn main() -> ExitCode {
     )
     .init();
     std::panic::set_hook(Box::new(|panic| {
-        log::error!("{}", panic.to_string().replace('\n', " "));
+        if !error::is_shortage(panic.payload()) {
+            log::error!("{}", panic.to_string().replace('\n', " "));
+        }
     }));
     // A panic has a code of its own, too.
     let run = || Ok(cli::run(cli));

@@ -170,7 +170,11 @@ fn sequences_that_lag_are_mended_and_no_task_overtakes_another() {
         let workshop = Workshop::new(&database, "");
         let task = NewTask::new("millhand.noop").exclusive("r");
         let mut connection = database.connect();
-        let dispatch = |n: usize| (0..n).for_each(|_| drop(database.dispatch(&task)));
+        let dispatch = |n: usize| {
+            for _ in 0..n {
+                database.dispatch(&task);
+            }
+        };
         dispatch(3);
         assert!(!start_worker(&workshop, worker_type).contains("lagged"));
         dispatch(3);

@@ -66,13 +66,12 @@ pub(super) fn of_client(error: &postgres::Error) -> bool {
     !never.iter().any(|start| said.starts_with(start))
 }
 
-/// Whether a panic with this message, of a library that takes threads and descriptors
-/// for granted, tells of a shortage of the machine.
-pub(super) fn of_panic(message: &str) -> bool {
-    SYSTEM.iter().any(|errno| {
-        let error = io::Error::from(*errno);
-        message.contains(&format!("code: {},", errno.raw_os_error()))
-            || message.contains(&error.to_string())
+/// The shortage of the machine that a panic with this message tells of, if it is one: of
+/// a library that takes threads and descriptors for granted.
+pub(super) fn of_panic(message: &str) -> Option<io::Error> {
+    SYSTEM.iter().map(|errno| io::Error::from(*errno)).find(|error| {
+        let code = error.raw_os_error().unwrap_or_default();
+        message.contains(&format!("code: {code},")) || message.contains(&error.to_string())
     })
 }
 
@@ -86,10 +85,10 @@ mod tests {
             r#"called `Result::unwrap()` on an `Err` value: Os { code: 24, kind: Uncategorized, message: "Too many open files" }"#,
             "failed to spawn thread: Resource temporarily unavailable (os error 11)",
         ] {
-            assert!(of_panic(message), "{message}");
+            assert!(of_panic(message).is_some(), "{message}");
         }
         for message in ["index out of bounds: the len is 24", "code: 240,"] {
-            assert!(!of_panic(message), "{message}");
+            assert!(of_panic(message).is_none(), "{message}");
         }
     }
 }

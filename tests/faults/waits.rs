@@ -8,6 +8,7 @@ use millhand::server::PrivatePostgres;
 use millhand::{NewTask, TaskState, db};
 use postgres::Client;
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::support::clean::assert_clean;
 use crate::support::database::{Database, start_server, url_of};
@@ -78,6 +79,43 @@ fn a_server_that_is_read_only_for_a_while_costs_no_result() {
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
         admin.batch_execute("TRUNCATE millhand.task").unwrap();
+    }
+}
+
+/// As a standby before its promotion, and a primary that was demoted.
+#[test]
+fn a_server_in_recovery_is_waited_for_until_it_is_promoted() {
+    for worker_type in WORKER_TYPES {
+        let mut server = start_server();
+        let database = Database::of(&server);
+        let workshop = Workshop::new(&database, GATE_HANDLERS);
+        let running = workshop.worker(worker_type, &["--threads", "2"]);
+        let first = database.dispatch(&NewTask::new("millhand.noop"));
+        database.wait_for_state(first, TaskState::Completed);
+        server.stop_fast();
+        std::fs::write(server.directory().join("data/standby.signal"), "").unwrap();
+        server.start_again().unwrap();
+        wait_for_line(&database, &running, "read-only transaction");
+        let starting = workshop.worker(worker_type, &[]);
+        wait_for_line(&database, &starting, "read-only transaction");
+        let said = run(&mut workshop.millhand(["dispatch", "millhand.noop"]));
+        assert_eq!((said.code, said.stderr.lines().count()), (Some(75), 1), "{said:?}");
+        database.connect().execute("SELECT pg_promote()", &[]).unwrap();
+        let ids: Vec<_> = (0..20)
+            .map(|_| {
+                database.dispatch(&NewTask::new("millhand.sleep").args(json!({"seconds": 0.05})))
+            })
+            .collect();
+        for id in ids {
+            database.wait_for_state(id, TaskState::Completed);
+        }
+        wait_until(&database, "all three work", SOON, || {
+            let workers = database.worker_ids();
+            if workers.len() == 3 { Ok(()) } else { Err((workers, starting.stderr())) }
+        });
+        running.stop(Signal::TERM);
+        starting.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
     }
 }
 
