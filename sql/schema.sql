@@ -537,6 +537,20 @@ EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
 END
 $$;
 
+CREATE FUNCTION millhand.mend_names() RETURNS bigint
+    LANGUAGE sql
+    AS $$
+    WITH mended AS (
+        UPDATE millhand.task
+           SET exclusive = ARRAY(SELECT name FROM unnest(exclusive) AS name WHERE name IS NOT NULL),
+               shared = ARRAY(SELECT name FROM unnest(shared) AS name WHERE name IS NOT NULL)
+         WHERE state IN ('waiting', 'running', 'canceling')
+           AND (array_ndims(exclusive) > 1 OR array_ndims(shared) > 1)
+        RETURNING id
+    )
+    SELECT count(*) FROM mended
+$$;
+
 CREATE FUNCTION millhand.mend_sequences() RETURNS SETOF text
     LANGUAGE plpgsql
     SET lock_timeout TO '2s'

@@ -16,7 +16,7 @@ const MIGRATIONS: [(i32, &str, &str); 4] = [
     (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
 ];
 
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 19] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -35,6 +35,7 @@ const FUNCTIONS: [&str; 18] = [
     include_str!("../sql/functions/16_unblocked_turn.sql"),
     include_str!("../sql/functions/17_json.sql"),
     include_str!("../sql/functions/18_sequences.sql"),
+    include_str!("../sql/functions/19_names.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.

@@ -157,21 +157,21 @@ fn every_row_is_shown() {
 
 /// A hand can write lists that no dispatch would.
 #[test]
-fn nulls_among_resources_name_nothing() {
+fn what_is_no_list_of_resources_stops_no_worker() {
     for worker_type in WORKER_TYPES {
-        let database = Database::new();
-        let workshop = Workshop::new(&database, "");
-        let ids: Vec<TaskId> = (0..3)
-            .map(|_| database.dispatch(&NewTask::new("millhand.noop").exclusive("a")))
-            .collect();
-        database
-            .connect()
-            .execute("UPDATE millhand.task SET exclusive = '{NULL,a}' WHERE id = $1", &[&ids[1].0])
-            .unwrap();
-        let mut worker = workshop.worker(worker_type, &["--burst", "--threads", "2"]);
-        assert!(worker.wait(SOON).success(), "{}", worker.stderr());
-        for id in ids {
-            assert_eq!(database.task(id).state, TaskState::Completed);
+        for odd in ["'{NULL,a}'", "ARRAY[['a', 'b'], ['c', NULL]]"] {
+            let database = Database::new();
+            let workshop = Workshop::new(&database, "");
+            let ids: Vec<TaskId> = (0..3)
+                .map(|_| database.dispatch(&NewTask::new("millhand.noop").exclusive("a")))
+                .collect();
+            let sql = format!("UPDATE millhand.task SET exclusive = {odd} WHERE id = $1");
+            database.connect().execute(&sql, &[&ids[1].0]).unwrap();
+            let mut worker = workshop.worker(worker_type, &["--burst", "--threads", "2"]);
+            assert!(worker.wait(SOON).success(), "{}", worker.stderr());
+            for id in ids {
+                assert_eq!(database.task(id).state, TaskState::Completed);
+            }
         }
     }
 }

@@ -221,14 +221,16 @@ impl PostgresClaims<'_> {
         if let Way::Unblocked { unblocks } = &self.way {
             parameters.push(unblocks);
         }
-        let row = self.client.query_one(&self.statement, &parameters).map_err(|error| {
-            let doing = match ended {
-                Some(ended) => format!("could not end task {}", ended.id),
-                None => "could not look for a task".to_owned(),
-            };
-            self.is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
-            Error::postgres(&doing, error)
-        })?;
+        let row = match self.client.query_one(&self.statement, &parameters) {
+            Ok(row) => row,
+            Err(error) => {
+                let doing = match ended {
+                    Some(ended) => format!("could not end task {}", ended.id),
+                    None => "could not look for a task".to_owned(),
+                };
+                return Err(self.refused(&doing, error));
+            }
+        };
         if row.get::<_, Option<bool>>("owned") == Some(false) {
             return Ok(None);
         }
@@ -248,6 +250,22 @@ impl PostgresClaims<'_> {
             bell_hung: flag("bell_hung"),
         };
         Ok(Some((task, found)))
+    }
+
+    /// What a turn that failed means.
+    fn refused(&mut self, doing: &str, error: postgres::Error) -> Error {
+        self.is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+        if error.code() == Some(&SqlState::ARRAY_SUBSCRIPT_ERROR) {
+            // One task's list of resources is none, and no look can go past it.
+            let mend = include_str!("../../../sql/queries/mend_names.sql");
+            if let Ok(row) = self.client.query_one(mend, &[])
+                && row.get::<_, i64>(0) > 0
+            {
+                log::warn!("a task's resources were no list of names; they are one now");
+                return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+            }
+        }
+        Error::postgres(doing, error)
     }
 
     /// Waits after a turn that found nothing.
