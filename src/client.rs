@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use postgres::types::Type;
+use postgres::types::{Json, Type};
 use postgres::{GenericClient, Transaction};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::{self, Error};
-use crate::row::Json;
+use crate::row;
 use crate::task::{NewTask, Task, TaskId, TaskState};
 
 /// Creates a waiting task and returns its id.
@@ -120,7 +121,7 @@ pub fn task_states(
         .map_err(|error| Error::postgres("could not read the states of tasks", error))?;
     rows.iter()
         .map(|row| {
-            let progress = row.get::<_, Option<Json>>(2).map(|json| json.0);
+            let progress = row.get::<_, Option<row::Json>>(2).map(|json| json.0);
             Ok((TaskId(row.get(0)), read_state(row.get(1))?, progress))
         })
         .collect()
@@ -161,10 +162,13 @@ pub(crate) fn set_progress(
     client: &mut impl GenericClient,
     worker: i64,
     id: TaskId,
-    progress: &Value,
+    progress: &RawValue,
 ) -> Result<(), Error> {
     client
-        .execute(include_str!("../sql/queries/set_progress.sql"), &[&id.0, &worker, progress])
+        .execute(
+            include_str!("../sql/queries/set_progress.sql"),
+            &[&id.0, &worker, &Json(progress)],
+        )
         .map_err(|error| {
             Error::postgres(&format!("could not store the progress of task {id}"), error)
         })?;

@@ -177,6 +177,46 @@ fn what_is_no_list_of_resources_stops_no_worker() {
 }
 
 #[test]
+fn results_are_stored_as_they_were_written_or_as_text() {
+    const HANDLERS: &str = r#"
+[handlers.say]
+command = ["printf", "%s", "{text}"]
+"#;
+    let deep = format!("{}{}", "[".repeat(50_000), "]".repeat(50_000));
+    let huge = format!("1{}", "0".repeat(400));
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, HANDLERS);
+        let mut expected = Vec::new();
+        for (said, stored) in [
+            ("123456789012345678901234567890", "123456789012345678901234567890"),
+            ("[0.1234567890123456789012345]", "[0.1234567890123456789012345]"),
+            ("1e400", huge.as_str()),
+            // Refused by Postgres, and kept as text.
+            ("1e200000", "\"1e200000\""),
+            (r#"{"a": "\ud800"}"#, r#""{\"a\": \"\\ud800\"}""#),
+            (r#"["\u0000"]"#, "[\"\u{fffd}\"]"),
+        ] {
+            let id = database.dispatch(&NewTask::new("say").args(json!({ "text": said })));
+            expected.push((id, stored));
+        }
+        // A single argument of a command takes 128 KiB at most.
+        let id = database.dispatch(&NewTask::new("say").args(json!({ "text": deep })));
+        let mut worker = workshop.worker(worker_type, &["--burst", "--threads", "4"]);
+        assert!(worker.wait(SOON).success(), "{}", worker.stderr());
+        let mut connection = database.connect();
+        for (id, stored) in expected {
+            let sql = "SELECT result::text, state FROM millhand.task WHERE id = $1";
+            let row = connection.query_one(sql, &[&id.0]).unwrap();
+            let found: (Option<String>, String) = (row.get(0), row.get(1));
+            assert_eq!(found, (Some(stored.to_owned()), "completed".to_owned()));
+        }
+        assert_eq!(database.task(id).state, TaskState::Completed);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
 fn a_result_that_is_refused_costs_neither_the_reason_nor_the_log() {
     const HANDLERS: &str = r#"
 [handlers.result]
@@ -195,7 +235,7 @@ command = ["sh", "-c", "echo poison >&2; exit 3"]
                      RAISE EXCEPTION 'not this one' USING ERRCODE = 'untranslatable_character';
                  END $$;
                  CREATE TRIGGER poison BEFORE UPDATE ON millhand.task FOR EACH ROW
-                     WHEN (NEW.result = '\"poison\"' OR NEW.log LIKE 'poison%')
+                     WHEN (NEW.result::text LIKE '%poison%' OR NEW.log LIKE 'poison%')
                      EXECUTE FUNCTION refuse()",
             )
             .unwrap();

@@ -8,7 +8,8 @@ mod rest;
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use ::postgres::types::Json;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::Shared;
 use super::args::Args;
@@ -27,25 +28,34 @@ pub(crate) struct Claimed {
 }
 
 /// How a task ended, as far as its handler goes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) completed: bool,
-    pub(crate) result: Option<Value>,
+    /// As its handler wrote it: Postgres holds more numbers than we do.
+    pub(crate) result: Option<Json<Box<RawValue>>>,
     pub(crate) error: Option<String>,
     pub(crate) log: Option<String>,
 }
 
 impl Outcome {
-    pub(crate) fn completed(result: Value) -> Outcome {
-        Outcome { completed: true, result: Some(result), error: None, log: None }
+    pub(crate) fn completed(result: Box<RawValue>) -> Outcome {
+        Outcome { completed: true, result: Some(Json(result)), error: None, log: None }
     }
 
     pub(crate) fn failed(error: impl Into<String>) -> Outcome {
         Outcome { completed: false, result: None, error: Some(error.into()), log: None }
     }
 
-    /// The database does not take it as it is: leaves out what is most likely the cause.
-    /// Why a task failed is worth more than that something else could not be stored.
+    /// The database does not take it as it is, which is most likely the fault of the
+    /// result: makes text of that.
+    pub(crate) fn make_result_text(&mut self) {
+        if let Some(Json(result)) = &mut self.result {
+            *result = text_as_json(result.get());
+        }
+    }
+
+    /// The database does not take that either. Why a task failed is worth more than that
+    /// something else could not be stored.
     pub(crate) fn leave_out_result(&mut self, why: &str) {
         self.result = None;
         if std::mem::take(&mut self.completed) {
@@ -65,6 +75,11 @@ impl Outcome {
     pub(crate) fn state(&self) -> &'static str {
         if self.completed { "completed" } else { "failed" }
     }
+}
+
+/// This text as a JSON string.
+pub(crate) fn text_as_json(text: &str) -> Box<RawValue> {
+    to_raw_value(text).expect("text is valid JSON")
 }
 
 /// A task that has ended and whose final state is not stored yet.
@@ -149,7 +164,7 @@ pub(crate) trait Claims {
     fn verify(&mut self) -> bool;
 
     /// Replaces the progress of the running task.
-    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error>;
+    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error>;
 
     /// Creates another task, at once.
     fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error>;

@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::Shared;
 use super::args::Args;
-use super::claim::Outcome;
+use super::claim::{Outcome, text_as_json};
 use crate::config::CommandHandler;
 use crate::context::Context;
 
@@ -267,7 +267,7 @@ impl Running {
         let newest = lines
             .split(|byte| *byte == b'\n')
             .rev()
-            .find_map(|line| serde_json::from_slice::<Value>(line).ok());
+            .find_map(|line| serde_json::from_slice::<Box<RawValue>>(line).ok());
         if let Some(value) = newest {
             context.progress(&value);
         }
@@ -294,13 +294,13 @@ impl Running {
                 let mut text = self.stdout.text();
                 let result = match serde_json::from_str(&text) {
                     Ok(value) => value,
-                    Err(_) if text.is_empty() => Value::Null,
+                    Err(_) if text.is_empty() => RawValue::NULL.to_owned(),
                     Err(_) => {
                         // As $(...) in a shell, but only one line's end.
                         if text.ends_with('\n') {
                             text.pop();
                         }
-                        Value::String(text)
+                        text_as_json(&text)
                     }
                 };
                 Outcome::completed(result)

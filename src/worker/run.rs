@@ -4,7 +4,10 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::claim::{Claimed, Claims, Outcome};
+use postgres::types::Json;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::claim::{Claimed, Claims, Outcome, text_as_json};
 use super::inbox::Inbox;
 use super::{Shared, command};
 use crate::context::Context;
@@ -55,7 +58,7 @@ pub(crate) fn run_task(
     }
     outcome.error = outcome.error.map(storable);
     outcome.log = outcome.log.map(storable);
-    outcome.result = outcome.result.map(without_nul);
+    outcome.result = outcome.result.map(|Json(result)| Json(storable_json(result)));
     log::debug!(
         "worker {worker_name}: task {} `{}` {}",
         context.id,
@@ -68,6 +71,17 @@ pub(crate) fn run_task(
 /// Postgres text holds any character but NUL.
 fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+/// The same for JSON.
+fn storable_json(json: Box<RawValue>) -> Box<RawValue> {
+    if !json.get().contains("\\u0000") {
+        return json;
+    }
+    serde_json::from_str(json.get())
+        .map(without_nul)
+        .and_then(|value| to_raw_value(&value))
+        .unwrap_or_else(|_| text_as_json(json.get()))
 }
 
 fn without_nul(value: serde_json::Value) -> serde_json::Value {

@@ -122,8 +122,9 @@ fn work_session(
                     let Some(ended) = ended.as_mut() else { return Err(error) };
                     match n_refused {
                         0 => {}
-                        1 => ended.outcome.leave_out_result(&last_failure),
-                        2 => ended.outcome.leave_out_log(),
+                        1 => ended.outcome.make_result_text(),
+                        2 => ended.outcome.leave_out_result(&last_failure),
+                        3 => ended.outcome.leave_out_log(),
                         _ => return Err(error),
                     }
                     n_refused += 1;

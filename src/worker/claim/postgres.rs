@@ -15,7 +15,7 @@ use fallible_iterator::FallibleIterator;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Statement};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::config::WorkerType;
@@ -350,7 +350,7 @@ impl Claims for PostgresClaims<'_> {
         self.client.is_valid(VERIFY_TIMEOUT).is_ok()
     }
 
-    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error> {
+    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error> {
         client::set_progress(&mut self.client, self.worker, id, progress)
     }
 
