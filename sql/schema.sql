@@ -37,6 +37,7 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
             'stop those first', worker_type, other.name, other.type
+            -- It passes: whoever cannot start tries again.
             USING ERRCODE = 'object_in_use';
     END IF;
     PERFORM millhand.forget_unknown_workers(add_worker.process);
@@ -54,7 +55,15 @@ $$;
 CREATE FUNCTION millhand.all_names(exclusive text[], shared text[]) RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$
-    SELECT CASE WHEN array_ndims($1) > 1 OR array_ndims($2) > 1 THEN NULL ELSE $1 || $2 END
+    SELECT CASE WHEN pg_catalog.array_ndims($1) > 1 OR pg_catalog.array_ndims($2) > 1 THEN NULL
+           ELSE $1 || $2 END
+$_$;
+
+CREATE FUNCTION millhand.args_text(args jsonb) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $_$
+    SELECT CASE WHEN pg_column_size($1) <= 1000 THEN $1::text
+                ELSE millhand.long_json_text($1, 16777216) END
 $_$;
 
 CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
@@ -115,12 +124,12 @@ $_$;
 
 CREATE FUNCTION millhand.bell_hangs() RETURNS boolean
     LANGUAGE sql
-    AS $$SELECT NOT (pg_try_advisory_lock(millhand.bell_lock())
-             AND pg_advisory_unlock(millhand.bell_lock()))$$;
+    AS $$SELECT NOT (pg_catalog.pg_try_advisory_lock(millhand.bell_lock())
+             AND pg_catalog.pg_advisory_unlock(millhand.bell_lock()))$$;
 
 CREATE FUNCTION millhand.bell_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT hashint8extended(1, 7305)$$;
+    AS $$SELECT pg_catalog.hashint8extended(1, 7305)$$;
 
 CREATE FUNCTION millhand.bring_back(handlers text[]) RETURNS void
     LANGUAGE plpgsql
@@ -170,6 +179,7 @@ $$;
 
 CREATE FUNCTION millhand.cancel(id bigint) RETURNS text
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -216,28 +226,29 @@ BEGIN
     IF coalesce(name, '') = '' THEN
         RAISE EXCEPTION 'a task needs a name' USING ERRCODE = 'check_violation';
     END IF;
-    IF pg_column_size(args) > 1048576 THEN
+    IF pg_catalog.pg_column_size(args) > 1048576 THEN
         RAISE EXCEPTION 'the arguments of task `%` take % bytes, at most 1048576 (1 MiB) are allowed; '
-            'store large data elsewhere and pass where it is', left(name, 100), pg_column_size(args)
+            'store large data elsewhere and pass where it is', pg_catalog.left(name, 100),
+            pg_catalog.pg_column_size(args)
             USING ERRCODE = 'check_violation';
     END IF;
-    IF cardinality(exclusive) + cardinality(shared) > 256 THEN
+    IF pg_catalog.cardinality(exclusive) + pg_catalog.cardinality(shared) > 256 THEN
         RAISE EXCEPTION 'task `%` names % resources, at most 256 are allowed; '
-            'name a larger thing that contains them', left(name, 100),
-            cardinality(exclusive) + cardinality(shared)
+            'name a larger thing that contains them', pg_catalog.left(name, 100),
+            pg_catalog.cardinality(exclusive) + pg_catalog.cardinality(shared)
             USING ERRCODE = 'check_violation';
     END IF;
-    IF array_ndims(exclusive) > 1 OR array_ndims(shared) > 1 THEN
+    IF pg_catalog.array_ndims(exclusive) > 1 OR pg_catalog.array_ndims(shared) > 1 THEN
         RAISE EXCEPTION 'task `%` names its resources in lists of lists; one list is expected',
-            left(name, 100) USING ERRCODE = 'check_violation';
+            pg_catalog.left(name, 100) USING ERRCODE = 'check_violation';
     END IF;
     FOREACH resource IN ARRAY exclusive || shared LOOP
         IF coalesce(resource, '') = '' THEN
-            RAISE EXCEPTION 'task `%` names an empty resource', left(name, 100)
+            RAISE EXCEPTION 'task `%` names an empty resource', pg_catalog.left(name, 100)
                 USING ERRCODE = 'check_violation';
-        ELSIF length(resource) > 1000 THEN
+        ELSIF pg_catalog.length(resource) > 1000 THEN
             RAISE EXCEPTION 'task `%` names a resource of % characters (`%...`), at most 1000 are allowed',
-                left(name, 100), length(resource), left(resource, 20)
+                pg_catalog.left(name, 100), pg_catalog.length(resource), pg_catalog.left(resource, 20)
                 USING ERRCODE = 'check_violation';
         END IF;
     END LOOP;
@@ -250,7 +261,7 @@ CREATE FUNCTION millhand.dispatch(name text, args jsonb DEFAULT '{}'::jsonb, exc
 #variable_conflict use_variable
 DECLARE
     names CONSTANT text[] := millhand.all_names(exclusive, shared);
-    n_exclusive CONSTANT integer := cardinality(exclusive);
+    n_exclusive CONSTANT integer := pg_catalog.cardinality(exclusive);
     key_1 bigint;
     key_2 bigint;
     locked boolean;
@@ -258,19 +269,19 @@ DECLARE
 BEGIN
     -- Whoever has drawn a position has a transaction id by then: see poll. And
     -- this is the first of all locks, before the bell is looked at: see next_task.
-    locked := pg_current_xact_id() IS NOT NULL
-              AND pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+    locked := pg_catalog.pg_current_xact_id() IS NOT NULL
+              AND pg_catalog.pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
     IF millhand.is_plain(name, args, exclusive, shared, names) THEN
         -- As lock_places.
         key_1 := millhand.place_lock(names[1]);
         key_2 := millhand.place_lock(names[2]);
         locked := CASE WHEN n_exclusive > CASE WHEN key_2 < key_1 THEN 1 ELSE 0 END
-                       THEN pg_advisory_xact_lock(least(key_1, key_2)) IS NULL
-                       ELSE pg_advisory_xact_lock_shared(least(key_1, key_2)) IS NULL END;
+                       THEN pg_catalog.pg_advisory_xact_lock(least(key_1, key_2)) IS NULL
+                       ELSE pg_catalog.pg_advisory_xact_lock_shared(least(key_1, key_2)) IS NULL END;
         IF key_1 <> key_2 THEN
             locked := CASE WHEN n_exclusive > CASE WHEN key_2 < key_1 THEN 0 ELSE 1 END
-                           THEN pg_advisory_xact_lock(greatest(key_1, key_2)) IS NULL
-                           ELSE pg_advisory_xact_lock_shared(greatest(key_1, key_2)) IS NULL END;
+                           THEN pg_catalog.pg_advisory_xact_lock(greatest(key_1, key_2)) IS NULL
+                           ELSE pg_catalog.pg_advisory_xact_lock_shared(greatest(key_1, key_2)) IS NULL END;
         END IF;
     ELSE
         args := coalesce(args, '{}');
@@ -283,10 +294,10 @@ BEGIN
     END IF;
     INSERT INTO millhand.task AS t (name, args, exclusive, shared, position)
     VALUES (name, args, coalesce(exclusive, '{}'), coalesce(shared, '{}'),
-            nextval('millhand.task_position'))
+            pg_catalog.nextval('millhand.task_position'))
     RETURNING t.id INTO task_id;
     IF millhand.bell_hangs() THEN
-        PERFORM pg_notify('millhand_wakeup', '');
+        PERFORM pg_catalog.pg_notify('millhand_wakeup', '');
     END IF;
     RETURN task_id;
 END
@@ -294,6 +305,7 @@ $$;
 
 CREATE FUNCTION millhand.dispatch_many(tasks jsonb) RETURNS SETOF bigint
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -353,7 +365,7 @@ $$;
 
 CREATE FUNCTION millhand.dispatching_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT hashint8extended(2, 7305)$$;
+    AS $$SELECT pg_catalog.hashint8extended(2, 7305)$$;
 
 CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text, holds_resources boolean) RETURNS text[]
     LANGUAGE plpgsql
@@ -416,6 +428,34 @@ CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
                      FOR UPDATE SKIP LOCKED)
 $_$;
 
+CREATE FUNCTION millhand.highest_fence(thorough boolean) RETURNS bigint
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN thorough THEN (SELECT max(t.fence) FROM millhand.task t)
+           ELSE greatest(
+        (SELECT max(t.fence) FROM millhand.task t WHERE t.owner IS NOT NULL),
+        (SELECT max(t.fence)
+           FROM (SELECT fence FROM millhand.task ORDER BY id DESC LIMIT 1000) AS t),
+        (SELECT max(t.fence)
+           FROM (SELECT fence FROM millhand.task
+                  WHERE id < (SELECT f.id FROM millhand.task f
+                               WHERE f.state IN ('waiting', 'running', 'canceling') AND NOT f.parked
+                               ORDER BY f.position LIMIT 1)
+                  ORDER BY id DESC LIMIT 1000) AS t))
+           END
+$$;
+
+CREATE FUNCTION millhand.highest_position() RETURNS bigint
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT greatest(
+        (SELECT max(t.position) FROM millhand.task t
+          WHERE t.state IN ('waiting', 'running', 'canceling') AND NOT t.parked),
+        (SELECT max(p.position) FROM millhand.parked p),
+        (SELECT max(t.position)
+           FROM (SELECT position FROM millhand.task ORDER BY id DESC LIMIT 1000) AS t))
+$$;
+
 CREATE FUNCTION millhand.in_sight(low bigint, stragglers bigint[]) RETURNS TABLE(place tid, id bigint, name text, state text, task_position bigint, exclusive text[], shared text[])
     LANGUAGE sql STABLE
     AS $_$
@@ -457,10 +497,11 @@ $$;
 CREATE FUNCTION millhand.is_plain(name text, args jsonb, exclusive text[], shared text[], names text[]) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $_$
-    SELECT $1 <> '' AND pg_column_size($2) <= 1048576 AND cardinality($5) <= 2
-           AND '' <> ALL ($5) AND length(array_to_string($5, '')) <= 1000
+    SELECT $1 <> '' AND pg_catalog.pg_column_size($2) <= 1048576 AND pg_catalog.cardinality($5) <= 2
+           AND '' <> ALL ($5) AND pg_catalog.length(pg_catalog.array_to_string($5, '')) <= 1000
            AND ($5[1] IS DISTINCT FROM $5[2] OR $5 = '{}')
-           AND coalesce(array_lower($3, 1), 1) = 1 AND coalesce(array_lower($4, 1), 1) = 1
+           AND coalesce(pg_catalog.array_lower($3, 1), 1) = 1
+           AND coalesce(pg_catalog.array_lower($4, 1), 1) = 1
 $_$;
 
 CREATE FUNCTION millhand.joint_turn(ended bigint[], ended_by bigint[], outcomes text[], results jsonb[], errors text[], logs text[], started bigint[], started_by bigint[]) RETURNS TABLE(task_id bigint, what text, task_name text, task_args jsonb, task_fence bigint, task_attempt integer)
@@ -524,6 +565,32 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.lagging_sequences(thorough boolean) RETURNS TABLE(sequence text, highest bigint)
+    LANGUAGE sql
+    AS $$
+    SELECT s.sequence, s.highest
+      FROM (VALUES (pg_get_serial_sequence('millhand.task', 'id'), (SELECT max(t.id) FROM millhand.task t)),
+                   (pg_get_serial_sequence('millhand.worker', 'id'), (SELECT max(w.id) FROM millhand.worker w)),
+                   ('millhand.task_position', millhand.highest_position()),
+                   ('millhand.task_fence', millhand.highest_fence(thorough))
+           ) AS s(sequence, highest)
+     WHERE s.highest > millhand.last_drawn(s.sequence)
+$$;
+
+CREATE FUNCTION millhand.last_drawn(sequence text) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    drawn bigint;
+BEGIN
+    IF has_sequence_privilege(sequence, 'SELECT') THEN
+        EXECUTE format('SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM %s', sequence)
+           INTO drawn;
+    END IF;
+    RETURN drawn;
+END
+$$;
+
 CREATE FUNCTION millhand.leave(worker_id bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -548,22 +615,70 @@ CREATE FUNCTION millhand.lock_places(exclusive text[], shared text[]) RETURNS vo
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    PERFORM CASE WHEN place.exclusive THEN pg_advisory_xact_lock(place.key)
-                 ELSE pg_advisory_xact_lock_shared(place.key) END
-       FROM (SELECT millhand.place_lock(n.resource) AS key, bool_or(n.is_exclusive) AS exclusive
+    PERFORM CASE WHEN place.exclusive THEN pg_catalog.pg_advisory_xact_lock(place.key)
+                 ELSE pg_catalog.pg_advisory_xact_lock_shared(place.key) END
+       FROM (SELECT millhand.place_lock(n.resource) AS key, pg_catalog.bool_or(n.is_exclusive) AS exclusive
                FROM millhand.needs(lock_places.exclusive, lock_places.shared) AS n
               GROUP BY key ORDER BY key) AS place;
 END
 $$;
 
+CREATE FUNCTION millhand.long_json_text(json jsonb, most integer) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    json_text text;
+BEGIN
+    json_text := json::text;
+    RETURN CASE WHEN octet_length(json_text) <= most THEN json_text END;
+EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION millhand.mend_names() RETURNS bigint
+    LANGUAGE sql
+    AS $$
+    WITH mended AS (
+        UPDATE millhand.task
+           SET exclusive = ARRAY(SELECT name FROM unnest(exclusive) AS name WHERE name IS NOT NULL),
+               shared = ARRAY(SELECT name FROM unnest(shared) AS name WHERE name IS NOT NULL)
+         WHERE state IN ('waiting', 'running', 'canceling')
+           AND (array_ndims(exclusive) > 1 OR array_ndims(shared) > 1)
+        RETURNING id
+    )
+    SELECT count(*) FROM mended
+$$;
+
+CREATE FUNCTION millhand.mend_sequences() RETURNS SETOF text
+    LANGUAGE plpgsql
+    SET lock_timeout TO '2s'
+    AS $$
+DECLARE
+    lagging record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM millhand.lagging_sequences(false)) THEN
+        RETURN;
+    END IF;
+    LOCK TABLE millhand.task, millhand.worker IN SHARE ROW EXCLUSIVE MODE;
+    FOR lagging IN SELECT * FROM millhand.lagging_sequences(true) LOOP
+        PERFORM setval(lagging.sequence::regclass, lagging.highest);
+        RETURN NEXT format('sequence %s lagged behind the rows; it goes on after %s',
+                           lagging.sequence, lagging.highest);
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION millhand.metrics_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT hashint8extended(5, 7305)$$;
+    AS $$SELECT pg_catalog.hashint8extended(5, 7305)$$;
 
 CREATE FUNCTION millhand.needs(exclusive text[], shared text[]) RETURNS TABLE(resource text, is_exclusive boolean)
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$
-    SELECT r, true FROM unnest($1) AS r UNION ALL SELECT r, false FROM unnest($2) AS r
+    SELECT r, true FROM pg_catalog.unnest($1) AS r
+     UNION ALL
+    SELECT r, false FROM pg_catalog.unnest($2) AS r
 $_$;
 
 CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
@@ -895,7 +1010,7 @@ $$;
 
 CREATE FUNCTION millhand.place_lock(name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $_$SELECT hashint8extended(hashtextextended($1, 7304) & 1023, 7304)$_$;
+    AS $_$SELECT pg_catalog.hashint8extended(pg_catalog.hashtextextended($1, 7304) & 1023, 7304)$_$;
 
 CREATE FUNCTION millhand.poll(process text, INOUT low bigint, INOUT stragglers bigint[], INOUT mark bigint, INOUT mark_xid bigint, OUT canceling bigint[], OUT lost bigint[], OUT waiting boolean, OUT owned bigint[], OUT owned_by bigint[], OUT workers bigint[], OUT heartbeats bigint[], OUT ttls double precision[]) RETURNS record
     LANGUAGE plpgsql
@@ -966,7 +1081,7 @@ $$;
 
 CREATE FUNCTION millhand.register_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT hashint8extended(3, 7305)$$;
+    AS $$SELECT pg_catalog.hashint8extended(3, 7305)$$;
 
 CREATE FUNCTION millhand.register_worker(worker_name text, worker_type text, process text, hostname text, pid integer, ttl interval, lock_owner text, previous bigint, begun bigint) RETURNS bigint
     LANGUAGE sql
@@ -978,14 +1093,14 @@ $_$;
 
 CREATE FUNCTION millhand.resource_lock(name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $_$SELECT hashtextextended($1, 7301)$_$;
+    AS $_$SELECT pg_catalog.hashtextextended(coalesce($1, ''), 7301)$_$;
 
 CREATE FUNCTION millhand.ring() RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
     IF millhand.bell_hangs() THEN
-        PERFORM pg_notify('millhand_wakeup', '');
+        PERFORM pg_catalog.pg_notify('millhand_wakeup', '');
     END IF;
 END
 $$;
@@ -1133,6 +1248,13 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION millhand.shown(json jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $_$
+    SELECT CASE WHEN pg_column_size($1) > 1000 AND millhand.long_json_text($1, 1000000000) IS NULL
+                THEN '"(too long to be shown)"' ELSE $1 END
+$_$;
+
 CREATE FUNCTION millhand.sweep() RETURNS integer
     LANGUAGE sql
     AS $$
@@ -1142,7 +1264,7 @@ $$;
 
 CREATE FUNCTION millhand.task_lock(id bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $_$SELECT hashint8extended($1, 7302)$_$;
+    AS $_$SELECT pg_catalog.hashint8extended($1, 7302)$_$;
 
 CREATE FUNCTION millhand.tell_metrics() RETURNS void
     LANGUAGE plpgsql
@@ -1399,7 +1521,7 @@ $$;
 
 CREATE FUNCTION millhand.unblocking_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT hashint8extended(4, 7305)$$;
+    AS $$SELECT pg_catalog.hashint8extended(4, 7305)$$;
 
 CREATE FUNCTION millhand.unknown_owners() RETURNS SETOF bigint
     LANGUAGE sql
@@ -1497,7 +1619,8 @@ DECLARE
     kept text[] := '{}';
 BEGIN
     -- (An array that begins elsewhere than at 1 is built anew.)
-    IF names = '{}' OR others = '{}' AND cardinality(names) = 1 AND array_lower(names, 1) = 1 THEN
+    IF names = '{}' OR others = '{}' AND pg_catalog.cardinality(names) = 1
+                       AND pg_catalog.array_lower(names, 1) = 1 THEN
         RETURN names;
     END IF;
     FOREACH name IN ARRAY names LOOP
@@ -1511,7 +1634,7 @@ $$;
 
 CREATE FUNCTION millhand.worker_lock(id bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $_$SELECT hashint8extended($1, 7303)$_$;
+    AS $_$SELECT pg_catalog.hashint8extended($1, 7303)$_$;
 
 CREATE TABLE millhand.freed (
     resource text NOT NULL,
@@ -1587,6 +1710,8 @@ CREATE SEQUENCE millhand.task_fence
     NO MAXVALUE
     CACHE 1;
 
+ALTER SEQUENCE millhand.task_fence OWNED BY millhand.task.fence;
+
 COMMENT ON SEQUENCE millhand.task_fence IS 'Fencing tokens: each start of a task draws a higher one.';
 
 ALTER TABLE millhand.task ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -1604,6 +1729,8 @@ CREATE SEQUENCE millhand.task_position
     NO MINVALUE
     NO MAXVALUE
     CACHE 1;
+
+ALTER SEQUENCE millhand.task_position OWNED BY millhand.task."position";
 
 COMMENT ON SEQUENCE millhand.task_position IS 'Order of waiting tasks; drawn under the dispatch locks of the task''s resources.';
 

@@ -5,11 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use postgres::types::Type;
+use postgres::types::{Json, Type};
 use postgres::{GenericClient, Transaction};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::error::Error;
+use crate::error::{self, Error};
+use crate::row;
 use crate::task::{NewTask, Task, TaskId, TaskState};
 
 /// Creates a waiting task and returns its id.
@@ -57,7 +59,7 @@ pub fn cancel(client: &mut impl GenericClient, id: TaskId) -> Result<TaskState, 
         .query_typed_one(include_str!("../sql/queries/cancel.sql"), &[(&id.0, Type::INT8)])
         .map_err(|error| Error::postgres(&format!("could not cancel task {id}"), error))?;
     match row.get::<_, Option<&str>>(0) {
-        Some(state) => Ok(state.parse().expect("the table's CHECK knows the same states")),
+        Some(state) => read_state(state),
         None => Err(not_found(id)),
     }
 }
@@ -69,7 +71,7 @@ pub fn get_task(client: &mut impl GenericClient, id: TaskId) -> Result<Task, Err
         .query_opt(include_str!("../sql/queries/get_task.sql"), &[&id.0])
         .map_err(|error| Error::postgres(&doing, error))?
         .ok_or_else(|| not_found(id))?;
-    Task::from_row(&row).map_err(|error| Error::Bug { doing, source: error.into() })
+    Task::from_row(&row)
 }
 
 /// The newest `limit` tasks, newest first, of these states (all if empty) and
@@ -82,13 +84,20 @@ pub fn list_tasks(
 ) -> Result<Vec<Task>, Error> {
     let doing = "could not list tasks";
     let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
-    client
+    let tasks = client
         .query(include_str!("../sql/queries/list_tasks.sql"), &[&states, &name, &limit])
         .map_err(|error| Error::postgres(doing, error))?
         .iter()
-        .map(Task::from_row)
-        .collect::<Result<_, _>>()
-        .map_err(|error| Error::Bug { doing: doing.to_owned(), source: error.into() })
+        .filter_map(|row| match Task::from_row(row) {
+            Ok(task) => Some(task),
+            Err(error) => {
+                // The others can be shown.
+                log::warn!("{}", error::chain(&error));
+                None
+            }
+        })
+        .collect();
+    Ok(tasks)
 }
 
 /// The last 64 KiB of what a task's command wrote to stderr; empty while it
@@ -110,12 +119,12 @@ pub fn task_states(
     let rows = client
         .query(include_str!("../sql/queries/task_states.sql"), &[&numbers])
         .map_err(|error| Error::postgres("could not read the states of tasks", error))?;
-    let read = |row: &postgres::Row| {
-        let state: &str = row.get(1);
-        let state = state.parse().expect("the table's CHECK knows the same states");
-        (TaskId(row.get(0)), state, row.get(2))
-    };
-    Ok(rows.iter().map(read).collect())
+    rows.iter()
+        .map(|row| {
+            let progress = row.get::<_, Option<row::Json>>(2).map(|json| json.0);
+            Ok((TaskId(row.get(0)), read_state(row.get(1))?, progress))
+        })
+        .collect()
 }
 
 /// Fails, as `dispatch` would, if this task could not be dispatched.
@@ -153,14 +162,25 @@ pub(crate) fn set_progress(
     client: &mut impl GenericClient,
     worker: i64,
     id: TaskId,
-    progress: &Value,
+    progress: &RawValue,
 ) -> Result<(), Error> {
     client
-        .execute(include_str!("../sql/queries/set_progress.sql"), &[&id.0, &worker, progress])
+        .execute(
+            include_str!("../sql/queries/set_progress.sql"),
+            &[&id.0, &worker, &Json(progress)],
+        )
         .map_err(|error| {
             Error::postgres(&format!("could not store the progress of task {id}"), error)
         })?;
     Ok(())
+}
+
+/// A state that only a newer program knows, or a hand, is no state of ours.
+fn read_state(text: &str) -> Result<TaskState, Error> {
+    text.parse().map_err(|what: String| Error::Bug {
+        doing: "could not read a task's state".to_owned(),
+        source: what.into(),
+    })
 }
 
 fn not_found(id: TaskId) -> Error {

@@ -79,7 +79,7 @@ impl Context<'_> {
             return;
         }
         self.last_progress.set(Some(Instant::now()));
-        let stored = serde_json::to_value(progress)
+        let stored = serde_json::value::to_raw_value(progress)
             .map_err(|error| Error::Config(error.to_string()))
             .and_then(|value| self.claims.borrow_mut().set_progress(self.id, &value));
         if let Err(error) = stored {

@@ -1,7 +1,11 @@
 //! The one error type, split by what the caller does next, and the one place
 //! that decides exit codes.
 
+pub(crate) mod passing;
+
+use std::any::Any;
 use std::error::Error as StdError;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What went wrong, by what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -13,8 +17,8 @@ pub enum Error {
     /// The database's schema is missing, elder or newer than this program.
     #[error("{0}")]
     Schema(String),
-    /// A server is not reachable, the connection to it was lost, or it could
-    /// not do it at the moment: try again.
+    /// A server is not reachable, the connection to it was lost, or it or this
+    /// machine could not do it at the moment: try again.
     #[error("{doing}")]
     Unavailable {
         /// What was being done, as in "could not reach Postgres".
@@ -40,8 +44,8 @@ pub enum Error {
 
 impl Error {
     /// The exit code of a program that ends with this error: 1 conflict or not
-    /// found, 2 configuration or schema, 70 a bug, 75 not reachable (the last
-    /// two as in sysexits.h).
+    /// found, 2 configuration or schema, 70 a bug, 75 what waiting may mend (the
+    /// last two as in sysexits.h).
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -59,24 +63,18 @@ impl Error {
     pub fn postgres(doing: &str, error: postgres::Error) -> Error {
         use postgres::error::SqlState;
         let Some(db) = error.as_db_error() else {
-            return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+            if passing::of_client(&error) {
+                return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+            }
+            return Error::Config(format!("{doing}: {}", chain(&error)));
         };
         let code = db.code();
-        // Class 08 connection, 57 shutdown of the server or the session, or the
-        // statement canceled, 53 out of connections, memory or disk, 40 deadlock
-        // or lost race, 55P03 lock not available, 55006 workers of another type are
-        // online: all pass with time.
-        if ["08", "57", "53", "40", "55P03", "55006"]
-            .iter()
-            .any(|class| code.code().starts_with(class))
-        {
+        if passing::of_postgres(code.code()) {
             return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
         }
-        if *code == SqlState::CHECK_VIOLATION || code.code().starts_with("22") {
+        // A value that is refused, or too large to be stored.
+        if *code == SqlState::CHECK_VIOLATION || ["22", "54"].contains(&&code.code()[..2]) {
             return Error::Config(db.message().to_owned());
-        }
-        if code.code().starts_with("28") || *code == SqlState::UNDEFINED_DATABASE {
-            return Error::Config(format!("{doing}: {}", db.message()));
         }
         if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_FUNCTION]
             .contains(code)
@@ -90,6 +88,35 @@ impl Error {
             return Error::Config(format!("{doing}: {}; grant it to this role", db.message()));
         }
         Error::Bug { doing: doing.to_owned(), source: error.into() }
+    }
+
+    /// Turns an error of the operating system into ours: a shortage passes, anything
+    /// else wants somebody to change something.
+    #[must_use]
+    pub fn system(doing: &str, error: std::io::Error) -> Error {
+        if passing::of_system(&error) {
+            return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+        }
+        Error::Config(format!("{doing}: {error}"))
+    }
+
+    /// Turns a panic into an error. Libraries that take threads and descriptors for
+    /// granted panic where there are none, and that passes; else it is a `Bug`.
+    #[must_use]
+    pub fn panicked(doing: &str, panic: &(dyn Any + Send)) -> Error {
+        let message = panic_text(panic);
+        if let Some(shortage) = passing::of_panic(message) {
+            return Error::Unavailable { doing: doing.to_owned(), source: shortage.into() };
+        }
+        Error::Bug { doing: doing.to_owned(), source: format!("panicked: {message}").into() }
+    }
+
+    /// What the database said, if it did, as an SQLSTATE.
+    pub(crate) fn sqlstate(&self) -> Option<&postgres::error::SqlState> {
+        let (Error::Unavailable { source, .. } | Error::Bug { source, .. }) = self else {
+            return None;
+        };
+        source.downcast_ref::<postgres::Error>()?.code()
     }
 
     /// The same for another worker that it concerns, with the words of its causes.
@@ -114,6 +141,26 @@ impl Error {
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Error::Unavailable { .. })
     }
+}
+
+/// Runs this; a panic in it is an error.
+pub fn guard<T>(doing: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(Error::panicked(doing, &*panic)))
+}
+
+/// Whether this panic only tells of a shortage of the machine, which becomes an error.
+#[must_use]
+pub fn is_shortage(panic: &(dyn Any + Send)) -> bool {
+    passing::of_panic(panic_text(panic)).is_some()
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 /// The error and its causes on one line, each said once.

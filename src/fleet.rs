@@ -9,6 +9,7 @@ use postgres::GenericClient;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::row::Moment;
 use crate::task::{TaskId, TaskState};
 
 /// One row of `millhand.worker`, with the task that it runs.
@@ -85,8 +86,8 @@ fn worker_from_row(row: &postgres::Row) -> Result<WorkerInfo, postgres::Error> {
         process: row.try_get("process")?,
         hostname: row.try_get("hostname")?,
         pid: row.try_get("pid")?,
-        started_at: row.try_get("started_at")?,
-        last_heartbeat: row.try_get("last_heartbeat")?,
+        started_at: row.try_get::<_, Moment>("started_at")?.0,
+        last_heartbeat: row.try_get::<_, Moment>("last_heartbeat")?.0,
         heartbeat_age: row.try_get("heartbeat_age")?,
         online: row.try_get("online")?,
         task: row.try_get::<_, Option<i64>>("task")?.map(TaskId),

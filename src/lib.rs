@@ -26,6 +26,7 @@ pub mod fleet;
 mod lock_store;
 pub mod migrate;
 pub mod registry;
+mod row;
 pub mod server;
 pub mod task;
 pub mod wake;

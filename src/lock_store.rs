@@ -27,7 +27,7 @@ use postgres::Client;
 use redis::{Connection, ErrorKind, RedisError};
 
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, passing};
 pub(crate) use link::Link;
 pub(crate) use lock::{Lock, Needs, PassedOn};
 
@@ -197,11 +197,10 @@ impl LockStore {
     fn error(&self, doing: &str, error: RedisError) -> Error {
         let doing = format!("{doing} Redis at {}", self.place());
         if is_login(&error) {
-            return Error::Config(format!(
-                "{doing}: it refuses the login; check the user and the password in redis_url"
-            ));
+            let what = "it refuses the login; check the user and the password in redis_url";
+            return Error::Unavailable { doing, source: what.into() };
         }
-        if error.code() == Some("NOPERM") {
+        if !passing::of_redis(error.code()) {
             return Error::Config(format!("{doing}: {}; grant it to this user", said(&error)));
         }
         Error::Unavailable { doing, source: said(&error).into() }

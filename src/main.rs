@@ -14,7 +14,14 @@ fn main() -> ExitCode {
         env_logger::Env::default().default_filter_or("warn,millhand=info"),
     )
     .init();
-    match cli::run(cli) {
+    std::panic::set_hook(Box::new(|panic| {
+        if !error::is_shortage(panic.payload()) {
+            log::error!("{}", panic.to_string().replace('\n', " "));
+        }
+    }));
+    // A panic has a code of its own, too.
+    let run = || Ok(cli::run(cli));
+    match error::guard("could not go on", run).unwrap_or_else(|panic| Err(panic.into())) {
         Ok(code) => code,
         // Whoever reads our output has seen enough, as in `millhand task list | head -1`.
         Err(cli::Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

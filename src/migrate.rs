@@ -16,7 +16,7 @@ const MIGRATIONS: [(i32, &str, &str); 4] = [
     (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
 ];
 
-const FUNCTIONS: [&str; 17] = [
+const FUNCTIONS: [&str; 20] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -34,6 +34,9 @@ const FUNCTIONS: [&str; 17] = [
     include_str!("../sql/functions/15_joint_turn.sql"),
     include_str!("../sql/functions/16_unblocked_turn.sql"),
     include_str!("../sql/functions/17_begin_session.sql"),
+    include_str!("../sql/functions/20_json.sql"),
+    include_str!("../sql/functions/18_sequences.sql"),
+    include_str!("../sql/functions/19_names.sql"),
 ];
 
 /// Held by whoever migrates. Never change it.
@@ -82,11 +85,48 @@ pub fn check(client: &mut Client) -> Result<(), Error> {
     Ok(())
 }
 
+/// Makes sure that workers can work on this database, and mends what they would
+/// stumble over.
+pub(crate) fn prepare(client: &mut Client) -> Result<(), Error> {
+    check_encoding(client)?;
+    check(client)?;
+    mend_sequences(client)
+}
+
+/// Text of another encoding could not be read, and what commands say could not be
+/// stored.
+fn check_encoding(client: &mut Client) -> Result<(), Error> {
+    let encoding: String = client
+        .query_one("SELECT current_setting('server_encoding')", &[])
+        .map_err(|error| Error::postgres("could not read the database's encoding", error))?
+        .get(0);
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "the database has encoding {encoding}; create one with ENCODING 'UTF8' TEMPLATE template0, \
+         and name that"
+    )))
+}
+
+/// Draws sequences forward that lag behind the rows, and says so.
+fn mend_sequences(client: &mut Client) -> Result<(), Error> {
+    let rows = client
+        .query(include_str!("../sql/queries/mend_sequences.sql"), &[])
+        .map_err(|error| Error::postgres("could not mend the sequences", error))?;
+    for row in rows {
+        let what: &str = row.get(0);
+        log::warn!("{what}");
+    }
+    Ok(())
+}
+
 /// Applies what is missing, one transaction for each migration, and returns
 /// the versions applied. Many may do so at once: one at a time works, the
 /// others find nothing left to do.
 pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
     let doing = "could not migrate";
+    check_encoding(client)?;
     let fail = |error| Error::postgres(doing, error);
     let mut applied = Vec::new();
     for (index, (version, name, sql)) in MIGRATIONS.into_iter().enumerate() {
@@ -120,6 +160,7 @@ pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
         transaction.commit().map_err(fail)?;
         applied.push(version);
     }
+    mend_sequences(client)?;
     Ok(applied)
 }
 

@@ -8,12 +8,14 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::error::Category;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::config::CommandHandler;
 use crate::context::Context;
 
-/// A handler that is a function: its result, or why it failed.
-type Function = dyn Fn(&Context<'_>, Value) -> Result<Value, String> + Send + Sync;
+/// A handler that is a function of JSON text: its result, or why it failed.
+type Function = dyn Fn(&Context<'_>, &str) -> Result<Box<RawValue>, String> + Send + Sync;
 
 /// What runs the tasks of one name.
 #[derive(Clone)]
@@ -70,11 +72,11 @@ impl Registry {
         R: Serialize,
         E: Display,
     {
-        let erased = move |context: &Context<'_>, args: Value| {
-            let args = serde_json::from_value(args)
-                .map_err(|error| format!("the arguments do not fit: {error}"))?;
+        let erased = move |context: &Context<'_>, args: &str| {
+            // From the text: a type of the caller's may hold more than a `Value`.
+            let args = serde_json::from_str(args).map_err(|error| unfit(&error))?;
             let result = function(context, args).map_err(|error| error.to_string())?;
-            serde_json::to_value(result)
+            to_raw_value(&result)
                 .map_err(|error| format!("the result cannot be written as JSON: {error}"))
         };
         self.handlers.insert(name.into(), Handler::Function(Arc::new(erased)));
@@ -96,6 +98,17 @@ impl Registry {
 
     pub(crate) fn get(&self, name: &str) -> Option<&Handler> {
         self.handlers.get(name)
+    }
+}
+
+/// Why arguments are none for this function. Where in their text is no help: nobody
+/// has seen that.
+fn unfit(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let what = said.rfind(" at line ").map_or(said.as_str(), |end| &said[..end]);
+    match error.classify() {
+        Category::Data => format!("the arguments do not fit: {what}"),
+        _ => format!("the arguments cannot be read: {what}"),
     }
 }
 

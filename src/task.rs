@@ -1,11 +1,15 @@
 //! What a task is: its id, its states, and what a row of `millhand.task` says.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::error::Error;
+use crate::row::{Json, Moment, Names};
 
 /// The number of a task, drawn by the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -165,6 +169,9 @@ impl NewTask {
 }
 
 /// One row of `millhand.task`.
+///
+/// JSON that a [`Value`] cannot hold, such as `1e400`, is its text, as a string, and a
+/// time out of range, such as `infinity`, is the end of the range.
 #[derive(Debug, Clone, Serialize)]
 pub struct Task {
     /// Its number.
@@ -203,25 +210,30 @@ pub struct Task {
 
 impl Task {
     /// Reads a row that has these columns under these names.
-    pub(crate) fn from_row(row: &postgres::Row) -> Result<Task, postgres::Error> {
-        let state: &str = row.try_get("state")?;
+    pub(crate) fn from_row(row: &postgres::Row) -> Result<Task, Error> {
+        let id: i64 = row.get("id");
+        let doing = || format!("could not read task {id}");
+        Task::read(row).map_err(|source| Error::Bug { doing: doing(), source })
+    }
+
+    fn read(row: &postgres::Row) -> Result<Task, Box<dyn StdError + Send + Sync>> {
         Ok(Task {
             id: TaskId(row.try_get("id")?),
             name: row.try_get("name")?,
-            state: state.parse().expect("the table's CHECK knows the same states"),
+            state: row.try_get::<_, &str>("state")?.parse::<TaskState>()?,
             position: row.try_get("position")?,
-            exclusive: row.try_get("exclusive")?,
-            shared: row.try_get("shared")?,
-            args: row.try_get("args")?,
+            exclusive: row.try_get::<_, Names>("exclusive")?.0,
+            shared: row.try_get::<_, Names>("shared")?.0,
+            args: row.try_get::<_, Json>("args")?.0,
             worker: row.try_get("worker")?,
             fence: row.try_get("fence")?,
             attempt: row.try_get("attempt")?,
-            progress: row.try_get("progress")?,
-            result: row.try_get("result")?,
+            progress: row.try_get::<_, Option<Json>>("progress")?.map(|json| json.0),
+            result: row.try_get::<_, Option<Json>>("result")?.map(|json| json.0),
             error: row.try_get("error")?,
-            created_at: row.try_get("created_at")?,
-            started_at: row.try_get("started_at")?,
-            finished_at: row.try_get("finished_at")?,
+            created_at: row.try_get::<_, Moment>("created_at")?.0,
+            started_at: row.try_get::<_, Option<Moment>>("started_at")?.map(|at| at.0),
+            finished_at: row.try_get::<_, Option<Moment>>("finished_at")?.map(|at| at.0),
         })
     }
 }

@@ -11,6 +11,7 @@
 //! The threads share one `Shared`; who is idle is known to its `BackEnd`, and who
 //! may act at all to its `Lease`s.
 
+pub(crate) mod args;
 mod cgroup;
 pub(crate) mod claim;
 mod clock;
@@ -23,8 +24,10 @@ mod listener;
 mod mark;
 mod offer;
 mod orphans;
+mod patience;
 mod run;
 mod shared;
+mod sweeper;
 mod thread;
 pub mod warden;
 mod watch;
@@ -36,17 +39,17 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use rustix::process::Pid;
 
 use crate::config::{Config, WorkerType};
 use crate::error::{self, Error};
+use crate::lock_store::LockStore;
 use crate::registry::Registry;
 use crate::{db, migrate};
 use cgroup::Cgroups;
 use claim::BackEnd;
 use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
-use inbox::{Event, Inbox};
+use inbox::{Event, Inbox, Mailbox};
 use offer::Offer;
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
 use warden::Warden;
@@ -143,8 +146,9 @@ impl Worker {
         self
     }
 
-    /// Whether this process does nothing else: then, as the first process of a container,
-    /// it also takes note of the deaths of orphans that it did not start.
+    /// Whether this process does nothing else and has no children of its own: then it takes
+    /// note of the death of every orphan that comes to it, as the first process of a
+    /// container has to.
     #[must_use]
     pub fn owns_process(mut self, owns_process: bool) -> Worker {
         self.owns_process = owns_process;
@@ -161,36 +165,11 @@ impl Worker {
     pub fn run(self) -> Result<(), Error> {
         self.config.check()?;
         let url = self.config.database_url()?.to_owned();
-        let mut client = db::connect(&url, "millhand")?;
-        migrate::check(&mut client)?;
-        limits::check_connections(&mut client, self.config.worker_type, self.config.threads)?;
-        drop(client);
-        let identity = Identity {
-            process: random_token()?,
-            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            pid: std::process::id().cast_signed(),
-            ttl: self.config.ttl,
-        };
-        let mut mailboxes = Vec::new();
-        let mut inboxes = Vec::new();
-        for _ in 0..self.config.threads {
-            let (mailbox, inbox) = Inbox::new().map_err(|error| Error::Unavailable {
-                doing: "could not make a worker's inbox".to_owned(),
-                source: error.into(),
-            })?;
-            mailboxes.push(mailbox);
-            inboxes.push(inbox);
+        // What is wrong with the settings is said before anything is waited for.
+        db::parameters(&url, "millhand")?;
+        if self.config.worker_type == WorkerType::Redis {
+            LockStore::new(&self.config)?;
         }
-        let back_end: Box<dyn BackEnd> = match self.config.worker_type {
-            WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes.clone(), Way::Look)),
-            WorkerType::Redis => {
-                Box::new(RedisBackEnd::new(&self.config, &identity.process, mailboxes.clone())?)
-            }
-            WorkerType::Pulpcore => {
-                let way = Way::Unblocked { unblocks: !self.auxiliary };
-                Box::new(PostgresBackEnd::new(mailboxes.clone(), way))
-            }
-        };
         let default = || vec![OsString::from("millhand"), OsString::from("warden")];
         let warden = self.warden.filter(|command| !command.is_empty());
         let warden = warden.or_else(|| self.registry.has_commands().then(default));
@@ -199,18 +178,44 @@ impl Worker {
         // The warden has another current directory.
         let working_directory =
             std::path::absolute(&working_directory).unwrap_or(working_directory);
-        let warden = Warden::start(
-            warden.unwrap_or_default(),
-            identity.process.clone(),
-            identity.ttl,
-            warden_settings(&self.config, &url, &working_directory),
-        )?;
         let has_commands = self.registry.has_commands();
         if has_commands {
             mark::check()?;
             orphans::adopt()?;
         }
         let files = limits::raise_files(self.config.threads);
+        let prepare = || {
+            let mut client = db::connect(&url, "millhand")?;
+            migrate::prepare(&mut client)?;
+            // A warden that an attempt in vain has left behind is of another process.
+            let identity = Identity::new(self.config.ttl)?;
+            let mut mailboxes = Vec::new();
+            let mut inboxes = Vec::new();
+            for _ in 0..self.config.threads {
+                let (mailbox, inbox) = Inbox::new()
+                    .map_err(|error| Error::system("could not make a worker's inbox", error))?;
+                mailboxes.push(mailbox);
+                inboxes.push(inbox);
+            }
+            let back_end = open_back_end(&self.config, self.auxiliary, &identity, &mailboxes)?;
+            let warden = Warden::start(
+                warden.clone().unwrap_or_default(),
+                identity.process.clone(),
+                identity.ttl,
+                warden_settings(&self.config, &url, &working_directory),
+            )?;
+            limits::check_connections(&mut client, self.config.worker_type, self.config.threads)?;
+            Ok(Prepared { identity, mailboxes, inboxes, back_end, warden })
+        };
+        // Whoever runs what there is, and no more, decides itself how long to wait.
+        let prepared = if self.burst {
+            Some(error::guard("could not start", prepare)?)
+        } else {
+            patience::wait_for(&self.requests, prepare)?
+        };
+        let Some(Prepared { identity, mailboxes, inboxes, back_end, warden }) = prepared else {
+            return Ok(());
+        };
         let offer = Offer::new(&self.registry, &working_directory, &identity.process);
         let handlers = offer.handlers();
         log::info!(
@@ -227,7 +232,7 @@ impl Worker {
             registry: self.registry,
             offer,
             files,
-            is_init: self.owns_process && rustix::process::getpid() == Pid::INIT,
+            owns_process: self.owns_process,
             burst: self.burst,
             auxiliary: self.auxiliary,
             cancel_grace: self.config.cancel_grace_interval,
@@ -255,6 +260,32 @@ impl Worker {
         log::info!("stopped");
         result
     }
+}
+
+/// What a worker process needs before its threads start.
+struct Prepared {
+    identity: Identity,
+    mailboxes: Vec<Mailbox>,
+    inboxes: Vec<Inbox>,
+    back_end: Box<dyn BackEnd>,
+    warden: Arc<Warden>,
+}
+
+fn open_back_end(
+    config: &Config,
+    auxiliary: bool,
+    identity: &Identity,
+    mailboxes: &[Mailbox],
+) -> Result<Box<dyn BackEnd>, Error> {
+    let mailboxes = mailboxes.to_vec();
+    Ok(match config.worker_type {
+        WorkerType::Postgres => Box::new(PostgresBackEnd::new(mailboxes, Way::Look)),
+        WorkerType::Redis => Box::new(RedisBackEnd::new(config, &identity.process, mailboxes)?),
+        WorkerType::Pulpcore => {
+            let way = Way::Unblocked { unblocks: !auxiliary };
+            Box::new(PostgresBackEnd::new(mailboxes, way))
+        }
+    })
 }
 
 /// What a warden has to know of the settings: where tasks and locks are.
@@ -288,15 +319,13 @@ fn supervise(
             let ended = EndNotice { sender: ended_sender.clone(), result: None };
             let worker = spawn(format!("worker-{index}")).spawn_scoped(scope, move || {
                 let mut ended = ended;
-                ended.result = Some(thread::work(shared, index, &inbox));
+                let work = || thread::work(shared, index, &inbox);
+                ended.result = Some(error::guard("a worker thread ended early", work));
             });
             match worker {
                 Ok(_) => started += 1,
                 Err(error) => {
-                    result = Err(Error::Unavailable {
-                        doing: "could not start a worker thread".to_owned(),
-                        source: error.into(),
-                    });
+                    result = Err(Error::system("could not start a worker thread", error));
                     shared.control.stop(Shutdown::Now);
                     break;
                 }
@@ -306,10 +335,22 @@ fn supervise(
             ("listener", listener::listen as fn(&Arc<Shared>)),
             ("housekeeper", housekeeper::keep_house),
         ];
+        let (failed_sender, failed) = crossbeam_channel::unbounded();
         for (name, helper) in helpers {
-            if let Err(error) = spawn(name.to_owned()).spawn_scoped(scope, move || helper(shared)) {
-                log::error!("could not start the {name}: {error}");
-                shared.control.stop(Shutdown::Now);
+            let failed = failed_sender.clone();
+            let help = move || {
+                let doing = format!("the {name} ended early");
+                if let Err(error) = error::guard(&doing, || {
+                    helper(shared);
+                    Ok(())
+                }) {
+                    // Whoever would hear it has ended.
+                    let _ = failed.send(error);
+                }
+            };
+            if let Err(error) = spawn(name.to_owned()).spawn_scoped(scope, help) {
+                let _ = failed_sender
+                    .send(Error::system(&format!("could not start the {name}"), error));
             }
         }
         let mut stop = Stop::default();
@@ -321,6 +362,16 @@ fn supervise(
                     if let Ok(request) = request {
                         stop.begin(request, shared, config);
                     }
+                }
+                recv(failed) -> error => {
+                    // Nothing may be run without them.
+                    if let Ok(error) = error {
+                        log::error!("{}; stopping", error::chain(&error));
+                        if result.is_ok() {
+                            result = Err(error);
+                        }
+                    }
+                    stop.begin(Shutdown::Now, shared, config);
                 }
                 recv(ended) -> thread => {
                     n_ended += 1;

@@ -401,7 +401,7 @@ fn a_wrong_password_is_refused_and_never_printed() {
                 !said.stderr.contains("hunter2") && !said.stdout.contains("hunter2"),
                 "{said:?}"
             );
-            if said.code == Some(2) && said.stderr.contains("password authentication failed") {
+            if said.code == Some(75) && said.stderr.contains("password authentication failed") {
                 assert_eq!(said.stderr.lines().count(), 1, "{said:?}");
                 return Ok(());
             }

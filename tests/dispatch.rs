@@ -357,3 +357,47 @@ fn a_cancel_is_part_of_its_transaction() {
     let error = client::cancel(&mut connection, millhand::TaskId(1)).unwrap_err();
     assert!(matches!(error, Error::NotFound(_)), "{error:?}");
 }
+
+#[test]
+fn the_doors_work_whatever_the_callers_schemas_hold() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    let mut traps = String::from("CREATE SCHEMA ev;");
+    for (name, types, returns) in [
+        ("cardinality", "text[]", "integer"),
+        ("array_ndims", "text[]", "integer"),
+        ("array_lower", "text[], integer", "integer"),
+        ("length", "text", "integer"),
+        ("unnest", "text[]", "SETOF text"),
+        ("pg_column_size", "jsonb", "integer"),
+        ("nextval", "text", "bigint"),
+        ("pg_advisory_xact_lock", "bigint", "void"),
+        ("pg_advisory_xact_lock_shared", "bigint", "void"),
+        ("pg_try_advisory_lock", "bigint", "boolean"),
+        ("hashtextextended", "text, integer", "bigint"),
+        ("hashint8extended", "bigint, integer", "bigint"),
+        ("jsonb_array_elements", "jsonb", "SETOF jsonb"),
+        ("jsonb_typeof", "jsonb", "text"),
+        ("clock_timestamp", "", "timestamptz"),
+        ("pg_notify", "text, text", "void"),
+        ("pg_current_xact_id", "", "xid8"),
+        ("array_to_string", "text[], text", "text"),
+    ] {
+        traps.push_str(&format!(
+            "CREATE FUNCTION ev.{name}({types}) RETURNS {returns} LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'trapped in {name}'; END $$;"
+        ));
+    }
+    connection.batch_execute(&traps).unwrap();
+    connection.batch_execute("SET search_path = ev, pg_catalog").unwrap();
+    for names in ["'{a}', '{b}'", "'{a,b,c}', '{d,a}'"] {
+        let sql = format!("SELECT millhand.dispatch('t', '{{}}', {names})");
+        let id: i64 = connection.query_one(&sql, &[]).unwrap().get(0);
+        let state: String =
+            connection.query_one("SELECT millhand.cancel($1)", &[&id]).unwrap().get(0);
+        assert_eq!(state, "canceled");
+    }
+    let tasks = r#"[{"name": "a", "shared": ["x", "y", "z"]}, {"name": "b", "exclusive": ["x"]}]"#;
+    let sql = "SELECT * FROM millhand.dispatch_many($1::text::jsonb)";
+    assert_eq!(connection.query(sql, &[&tasks]).unwrap().len(), 2);
+}

@@ -130,12 +130,12 @@ fn a_redis_that_is_not_there_is_named_without_its_password() {
     assert!(!said.stderr.contains("geheim"), "{said:?}");
     let wrong = workshop.redis.url.replace("default:", "default:x");
     let said = burst(&wrong);
-    assert_eq!(said.code, Some(2), "{said:?}");
+    assert_eq!(said.code, Some(75), "{said:?}");
     assert!(said.stderr.contains("refuses the login"), "{said:?}");
     // Such a server answers connections, and nothing else.
     let (_, place) = workshop.redis.url.rsplit_once('@').unwrap();
     let said = burst(&format!("redis://{place}"));
-    assert_eq!(said.code, Some(2), "{said:?}");
+    assert_eq!(said.code, Some(75), "{said:?}");
     assert!(said.stderr.contains("refuses the login"), "{said:?}");
     let mut command = workshop.millhand(["worker", "--type", "redis", "--burst"]);
     let said = run(command.env_remove("MILLHAND_REDIS_URL"));

@@ -29,6 +29,8 @@ mod outcomes;
 mod parking;
 /// What the workers' statements read, whatever the statistics say.
 mod plans;
+/// Data that is odd, or cannot be read or stored, harms its own task alone.
+mod poison;
 /// Random queues keep the order and leave nothing behind.
 mod property;
 /// Which tasks run at each step, for every worker type.

@@ -6,10 +6,12 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use millhand::{Error, migrate};
+use millhand::{Error, NewTask, migrate};
 
+use crate::support::clean::assert_clean;
 use crate::support::database::Database;
-use crate::support::process::{millhand, run};
+use crate::support::process::{Workshop, millhand, run};
+use crate::support::{SOON, WORKER_TYPES};
 
 /// A dump without what depends on the server's or pg_dump's version.
 fn normalized_dump(database: &Database) -> String {
@@ -143,6 +145,73 @@ fn the_check_tells_and_changes_nothing() {
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
     let said = migrate(&["--check"]);
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_database_of_another_encoding_is_refused() {
+    let database = Database::of_encoding("SQL_ASCII");
+    for args in [&["migrate"][..], &["worker"], &["worker", "--type", "pulpcore"]] {
+        let said = run(millhand(args).env("MILLHAND_DATABASE_URL", database.url()));
+        assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
+        assert_eq!(said.stderr.lines().count(), 1, "{said:?}");
+        assert!(said.stderr.contains("SQL_ASCII") && said.stderr.contains("UTF8"), "{said:?}");
+    }
+}
+
+#[test]
+fn sequences_that_lag_are_mended_and_no_task_overtakes_another() {
+    let start_worker = |workshop: &Workshop, worker_type: &str| {
+        let mut worker = workshop.worker(worker_type, &["--burst"]);
+        assert!(worker.wait(SOON).success(), "{}", worker.stderr());
+        worker.stderr()
+    };
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, "");
+        let task = NewTask::new("millhand.noop").exclusive("r");
+        let mut connection = database.connect();
+        let dispatch = |n: usize| {
+            for _ in 0..n {
+                database.dispatch(&task);
+            }
+        };
+        dispatch(3);
+        assert!(!start_worker(&workshop, worker_type).contains("lagged"));
+        dispatch(3);
+        connection
+            .batch_execute(
+                "SELECT setval('millhand.task_position', 1, false);
+                 SELECT setval('millhand.task_fence', 1, false);
+                 SELECT setval('millhand.task_id_seq', 1, false)",
+            )
+            .unwrap();
+        let said = run(millhand(["migrate"]).env("MILLHAND_DATABASE_URL", database.url()));
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert_eq!(said.stderr.matches("lagged behind the rows").count(), 3, "{said:?}");
+        let said = run(millhand(["migrate"]).env("MILLHAND_DATABASE_URL", database.url()));
+        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+        dispatch(1);
+        connection.batch_execute("SELECT setval('millhand.task_position', 1, false)").unwrap();
+        assert!(start_worker(&workshop, worker_type).contains("task_position lagged"));
+        dispatch(1);
+        start_worker(&workshop, worker_type);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn the_sequences_belong_to_their_columns() {
+    let database = Database::new();
+    let row = database
+        .connect()
+        .query_one(
+            "SELECT pg_get_serial_sequence('millhand.task', 'position'),
+                    pg_get_serial_sequence('millhand.task', 'fence')",
+            &[],
+        )
+        .unwrap();
+    let found: (String, String) = (row.get(0), row.get(1));
+    assert_eq!(found, ("millhand.task_position".to_owned(), "millhand.task_fence".to_owned()));
 }
 
 #[test]

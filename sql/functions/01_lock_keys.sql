@@ -18,32 +18,32 @@
 -- wait, never the order rule, which rests on the rows alone.
 
 CREATE OR REPLACE FUNCTION millhand.resource_lock(name text) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashtextextended($1, 7301)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$SELECT pg_catalog.hashtextextended(coalesce($1, ''), 7301)$$;
 
 CREATE OR REPLACE FUNCTION millhand.task_lock(id bigint) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended($1, 7302)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended($1, 7302)';
 
 CREATE OR REPLACE FUNCTION millhand.worker_lock(id bigint) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended($1, 7303)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended($1, 7303)';
 
 -- 1,024 buckets, so that one bulk dispatch over any number of resources fits
 -- into the server's lock table (6,400 entries by default). Two names in one
 -- bucket make their dispatchers wait for each other's commit, nothing more.
 CREATE OR REPLACE FUNCTION millhand.place_lock(name text) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-'SELECT hashint8extended(hashtextextended($1, 7304) & 1023, 7304)';
+'SELECT pg_catalog.hashint8extended(pg_catalog.hashtextextended($1, 7304) & 1023, 7304)';
 
 CREATE OR REPLACE FUNCTION millhand.bell_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(1, 7305)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(1, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.dispatching_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(2, 7305)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(2, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.register_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(3, 7305)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(3, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.unblocking_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(4, 7305)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(4, 7305)';
 
 CREATE OR REPLACE FUNCTION millhand.metrics_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT hashint8extended(5, 7305)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(5, 7305)';

@@ -11,6 +11,10 @@
 -- resources at most, goes through as few expressions as possible: each is made
 -- ready anew in every transaction, at about the cost of a lock. (Assigning a
 -- lock's result costs half of a PERFORM.)
+--
+-- It runs in the caller's session, whatever stands in its search_path: built-in
+-- functions that it calls are named with their schema. (A search_path of the function's
+-- own would cost a quarter of a dispatch. Those that are called more seldom have one.)
 CREATE OR REPLACE FUNCTION millhand.dispatch(
     name      text,
     args      jsonb  DEFAULT '{}',
@@ -21,7 +25,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
     names CONSTANT text[] := millhand.all_names(exclusive, shared);
-    n_exclusive CONSTANT integer := cardinality(exclusive);
+    n_exclusive CONSTANT integer := pg_catalog.cardinality(exclusive);
     key_1 bigint;
     key_2 bigint;
     locked boolean;
@@ -29,19 +33,19 @@ DECLARE
 BEGIN
     -- Whoever has drawn a position has a transaction id by then: see poll. And
     -- this is the first of all locks, before the bell is looked at: see next_task.
-    locked := pg_current_xact_id() IS NOT NULL
-              AND pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
+    locked := pg_catalog.pg_current_xact_id() IS NOT NULL
+              AND pg_catalog.pg_advisory_xact_lock_shared(millhand.dispatching_lock()) IS NULL;
     IF millhand.is_plain(name, args, exclusive, shared, names) THEN
         -- As lock_places.
         key_1 := millhand.place_lock(names[1]);
         key_2 := millhand.place_lock(names[2]);
         locked := CASE WHEN n_exclusive > CASE WHEN key_2 < key_1 THEN 1 ELSE 0 END
-                       THEN pg_advisory_xact_lock(least(key_1, key_2)) IS NULL
-                       ELSE pg_advisory_xact_lock_shared(least(key_1, key_2)) IS NULL END;
+                       THEN pg_catalog.pg_advisory_xact_lock(least(key_1, key_2)) IS NULL
+                       ELSE pg_catalog.pg_advisory_xact_lock_shared(least(key_1, key_2)) IS NULL END;
         IF key_1 <> key_2 THEN
             locked := CASE WHEN n_exclusive > CASE WHEN key_2 < key_1 THEN 0 ELSE 1 END
-                           THEN pg_advisory_xact_lock(greatest(key_1, key_2)) IS NULL
-                           ELSE pg_advisory_xact_lock_shared(greatest(key_1, key_2)) IS NULL END;
+                           THEN pg_catalog.pg_advisory_xact_lock(greatest(key_1, key_2)) IS NULL
+                           ELSE pg_catalog.pg_advisory_xact_lock_shared(greatest(key_1, key_2)) IS NULL END;
         END IF;
     ELSE
         args := coalesce(args, '{}');
@@ -54,10 +58,10 @@ BEGIN
     END IF;
     INSERT INTO millhand.task AS t (name, args, exclusive, shared, position)
     VALUES (name, args, coalesce(exclusive, '{}'), coalesce(shared, '{}'),
-            nextval('millhand.task_position'))
+            pg_catalog.nextval('millhand.task_position'))
     RETURNING t.id INTO task_id;
     IF millhand.bell_hangs() THEN
-        PERFORM pg_notify('millhand_wakeup', '');
+        PERFORM pg_catalog.pg_notify('millhand_wakeup', '');
     END IF;
     RETURN task_id;
 END

@@ -2,7 +2,7 @@
 -- ids in that order. `tasks` is a JSON array of objects with the keys name,
 -- args, exclusive and shared; all but name may be missing.
 CREATE OR REPLACE FUNCTION millhand.dispatch_many(tasks jsonb) RETURNS SETOF bigint
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 #variable_conflict use_column
 DECLARE
     all_exclusive text[];

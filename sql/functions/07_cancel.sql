@@ -7,7 +7,7 @@
 -- a worker may start or end the task between them; a task goes through each
 -- state once, so this ends.
 CREATE OR REPLACE FUNCTION millhand.cancel(id bigint) RETURNS text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 #variable_conflict use_column
 DECLARE
     found_state text;

@@ -221,6 +221,7 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a worker of type `%` cannot start while worker % of type `%` is online; '
             'stop those first', worker_type, other.name, other.type
+            -- It passes: whoever cannot start tries again.
             USING ERRCODE = 'object_in_use';
     END IF;
     PERFORM millhand.forget_unknown_workers(add_worker.process);

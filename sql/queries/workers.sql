@@ -2,7 +2,9 @@
 -- online while its last heartbeat is younger than its ttl, by the database's
 -- clock.
 SELECT w.id, w.name, w.type, w.process, w.hostname, w.pid, w.started_at, w.last_heartbeat,
-       extract(epoch FROM clock_timestamp() - w.last_heartbeat)::float8 AS heartbeat_age,
+       extract(epoch FROM clock_timestamp()
+               - CASE WHEN isfinite(w.last_heartbeat) THEN w.last_heartbeat ELSE clock_timestamp() END
+              )::float8 AS heartbeat_age,
        w.last_heartbeat + w.ttl > clock_timestamp() AS online,
        t.id AS task, t.name AS task_name
   FROM millhand.worker w

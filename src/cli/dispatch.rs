@@ -9,7 +9,7 @@ use millhand::{Error, NewTask, TaskId, TaskState, Waker, client};
 use postgres::Client;
 use serde_json::{Value, json};
 
-use crate::cli::output::{complain, printable};
+use crate::cli::output::{complain, json_line, printable};
 use crate::cli::wait::wait_for_tasks;
 use crate::cli::{Failure, Global};
 
@@ -95,8 +95,7 @@ fn wait_for_end(connection: &mut Client, id: TaskId, json: bool) -> Result<ExitC
     let task = client::get_task(connection, id)?;
     let mut out = io::stdout().lock();
     if json {
-        serde_json::to_writer(&mut out, &task).map_err(io::Error::from)?;
-        writeln!(out)?;
+        json_line(&mut out, &task)?;
     } else if task.state == TaskState::Completed {
         writeln!(out, "{}", task.result.unwrap_or(Value::Null))?;
     }

@@ -2,10 +2,11 @@
 //! a terminal.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 use jiff::Timestamp;
+use serde::Serialize;
 
 /// The longest text in a cell of a table.
 const WIDEST: usize = 60;
@@ -21,15 +22,35 @@ pub(crate) fn complain(message: &str) {
 pub(crate) fn printable(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
-        let turns_text = matches!(character,
-            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if character.is_control() || turns_text {
+        if is_obeyed(character) {
             let _ = write!(plain, "{}", character.escape_default());
         } else {
             plain.push(character);
         }
     }
     plain
+}
+
+/// One line of JSON with the same spelt out, as JSON does it.
+pub(crate) fn json_line(out: &mut impl io::Write, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(value).map_err(io::Error::from)?;
+    let mut plain = String::with_capacity(text.len());
+    // Outside of strings JSON has no such characters.
+    for character in text.chars() {
+        if is_obeyed(character) {
+            let _ = write!(plain, "\\u{:04x}", u32::from(character));
+        } else {
+            plain.push(character);
+        }
+    }
+    writeln!(out, "{plain}")
+}
+
+/// Whether a terminal would obey this, or show what follows in another order.
+fn is_obeyed(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// As `printable`, but lines stay lines and tabs stay tabs.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use millhand::{TaskState, fleet};
 
-use crate::cli::output::{printable, seconds, short, table};
+use crate::cli::output::{json_line, printable, seconds, short, table};
 use crate::cli::{Failure, Global};
 
 #[derive(Debug, Args)]
@@ -56,8 +56,7 @@ pub(crate) fn run_workers(global: &Global, args: &WorkersArgs) -> Result<ExitCod
     let mut out = std::io::stdout().lock();
     if args.json {
         for worker in &workers {
-            serde_json::to_writer(&mut out, worker).map_err(std::io::Error::from)?;
-            writeln!(out)?;
+            json_line(&mut out, worker)?;
         }
         return Ok(ExitCode::SUCCESS);
     }

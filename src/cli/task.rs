@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use millhand::{Error, Task, TaskId, TaskState, client, error};
 use postgres::Client;
 
-use crate::cli::output::{between, complain, printable, printable_lines, seconds, short, table};
+use crate::cli::output::{
+    between, complain, json_line, printable, printable_lines, seconds, short, table,
+};
 use crate::cli::wait::wait_for_tasks;
 use crate::cli::{Failure, Global};
 
@@ -101,8 +103,7 @@ fn list(global: &Global, args: &ListArgs) -> Result<ExitCode, Failure> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.json {
         for task in &tasks {
-            serde_json::to_writer(&mut out, task).map_err(io::Error::from)?;
-            writeln!(out)?;
+            json_line(&mut out, task)?;
         }
     } else {
         let header = ["id", "state", "name", "resources", "age", "run time", "worker"];
@@ -144,8 +145,7 @@ fn show(global: &Global, args: &ShowArgs) -> Result<ExitCode, Failure> {
     let task = client::get_task(&mut connection, args.id)?;
     let mut out = io::stdout().lock();
     if args.json {
-        serde_json::to_writer(&mut out, &task).map_err(io::Error::from)?;
-        writeln!(out)?;
+        json_line(&mut out, &task)?;
         return Ok(ExitCode::SUCCESS);
     }
     let names = |names: &[String]| (!names.is_empty()).then(|| names.join(", "));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use postgres::error::SqlState;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::programs::{find_programs, has_stat_statements};
@@ -279,7 +280,7 @@ impl PrivatePostgres {
     fn try_connect(&self) -> Result<(), Error> {
         let doing = "could not create a database";
         match db::connect(&self.url(), "millhand start") {
-            Err(Error::Config(_)) => {}
+            Err(error) if error.sqlstate() == Some(&SqlState::UNDEFINED_DATABASE) => {}
             other => return other.map(drop),
         }
         let mut client = db::connect(&self.url_of("postgres"), "millhand start")?;

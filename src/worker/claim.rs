@@ -8,9 +8,11 @@ mod rest;
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use ::postgres::types::Json;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::Shared;
+use super::args::Args;
 use super::inbox::Inbox;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
@@ -20,33 +22,64 @@ use crate::task::{NewTask, TaskId};
 pub(crate) struct Claimed {
     pub(crate) id: TaskId,
     pub(crate) name: String,
-    pub(crate) args: Value,
+    pub(crate) args: Args,
     pub(crate) fence: i64,
     pub(crate) attempt: i32,
 }
 
 /// How a task ended, as far as its handler goes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) completed: bool,
-    pub(crate) result: Option<Value>,
+    /// As its handler wrote it: Postgres holds more numbers than we do.
+    pub(crate) result: Option<Json<Box<RawValue>>>,
     pub(crate) error: Option<String>,
     pub(crate) log: Option<String>,
 }
 
 impl Outcome {
-    pub(crate) fn completed(result: Value) -> Outcome {
-        Outcome { completed: true, result: Some(result), error: None, log: None }
+    pub(crate) fn completed(result: Box<RawValue>) -> Outcome {
+        Outcome { completed: true, result: Some(Json(result)), error: None, log: None }
     }
 
     pub(crate) fn failed(error: impl Into<String>) -> Outcome {
         Outcome { completed: false, result: None, error: Some(error.into()), log: None }
     }
 
+    /// The database does not take it as it is, which is most likely the fault of the
+    /// result: makes text of that.
+    pub(crate) fn make_result_text(&mut self) {
+        if let Some(Json(result)) = &mut self.result {
+            *result = text_as_json(result.get());
+        }
+    }
+
+    /// The database does not take that either. Why a task failed is worth more than that
+    /// something else could not be stored.
+    pub(crate) fn leave_out_result(&mut self, why: &str) {
+        self.result = None;
+        if std::mem::take(&mut self.completed) {
+            self.error = Some(format!("the result could not be stored: {why}"));
+        }
+    }
+
+    /// The same once more: nothing but a reason, in plain characters.
+    pub(crate) fn leave_out_log(&mut self) {
+        self.log = None;
+        let plain = |c: char| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' };
+        let reason = self.error.as_deref().unwrap_or_default();
+        self.error = Some(reason.chars().take(1000).map(plain).collect());
+    }
+
     /// The state that it means, as in the table.
     pub(crate) fn state(&self) -> &'static str {
         if self.completed { "completed" } else { "failed" }
     }
+}
+
+/// This text as a JSON string.
+pub(crate) fn text_as_json(text: &str) -> Box<RawValue> {
+    to_raw_value(text).expect("text is valid JSON")
 }
 
 /// A task that has ended and whose final state is not stored yet.
@@ -140,7 +173,7 @@ pub(crate) trait Claims {
     fn verify(&mut self) -> bool;
 
     /// Replaces the progress of the running task.
-    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error>;
+    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error>;
 
     /// Creates another task, at once.
     fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error>;

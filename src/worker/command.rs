@@ -27,10 +27,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
+use super::args::Args;
 use super::cgroup::Cgroup;
-use super::claim::Outcome;
+use super::claim::{Outcome, text_as_json};
 use super::mark::Mark;
 use super::{Shared, orphans};
 use crate::config::CommandHandler;
@@ -63,7 +64,7 @@ pub(crate) fn run(
     worker_name: &str,
     thread: usize,
     handler: &CommandHandler,
-    args: &Value,
+    args: &Args,
     context: &Context<'_>,
 ) -> Result<Outcome, NotBegun> {
     let directory = shared.working_directory().map_err(NotBegun::Machine)?;
@@ -197,7 +198,7 @@ impl Running {
         let newest = lines
             .split(|byte| *byte == b'\n')
             .rev()
-            .find_map(|line| serde_json::from_slice::<Value>(line).ok());
+            .find_map(|line| serde_json::from_slice::<Box<RawValue>>(line).ok());
         if let Some(value) = newest {
             context.progress(&value);
         }
@@ -224,13 +225,13 @@ impl Running {
                 let mut text = self.stdout.text();
                 let result = match serde_json::from_str(&text) {
                     Ok(value) => value,
-                    Err(_) if text.is_empty() => Value::Null,
+                    Err(_) if text.is_empty() => RawValue::NULL.to_owned(),
                     Err(_) => {
                         // As $(...) in a shell, but only one line's end.
                         if text.ends_with('\n') {
                             text.pop();
                         }
-                        Value::String(text)
+                        text_as_json(&text)
                     }
                 };
                 Outcome::completed(result)

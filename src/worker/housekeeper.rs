@@ -11,8 +11,8 @@ use postgres::{Client, Statement};
 use super::clock::Moment;
 use super::inbox::Event;
 use super::lease::{Activity, LEASE_SHARE, Lease};
-use super::watch::{NO_WORKER, Watch};
-use super::{Shared, Sight, orphans, warden};
+use super::sweeper::Sweeper;
+use super::{Shared, Sight, orphans};
 use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -33,9 +33,7 @@ struct Housekeeper<'a> {
     next_beat: Instant,
     next_poll: Instant,
     n_turns: u64,
-    watch: Watch,
-    /// Owners of tasks that the last look found to be no workers.
-    unknown_owners: Vec<i64>,
+    sweeper: Sweeper<'a>,
     /// What workers of this process own and do not run, and since when that is seen.
     not_run: HashMap<(i64, i64), Instant>,
 }
@@ -45,7 +43,6 @@ struct Session {
     client: Client,
     poll: Statement,
     beat: Statement,
-    settle_missing: Statement,
 }
 
 /// Keeps house until the workers have left.
@@ -59,8 +56,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         next_beat: Instant::now(),
         next_poll: Instant::now(),
         n_turns: 0,
-        watch: Watch::default(),
-        unknown_owners: Vec::new(),
+        sweeper: Sweeper::new(shared),
         not_run: HashMap::new(),
     };
     let mut session: Option<Session> = None;
@@ -91,7 +87,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
             shared.back_end.ring();
         }
         if shared.registry.has_commands() {
-            orphans::reap(shared.is_init, |process| shared.warden.knows(process));
+            orphans::reap(shared.owns_process, |process| shared.warden.knows(process));
         }
         // Their threads see it themselves when they look; the warden acts at
         // the same time, should nobody here be able to.
@@ -111,9 +107,11 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
 
 impl Session {
     fn open(shared: &Shared) -> Result<Session, Error> {
-        let mut client = db::connect(&shared.url, "millhand housekeeper")?;
+        let mut client = db::connect_for_long(&shared.url, "millhand housekeeper")?;
         let fail = |error| Error::postgres("could not set up housekeeping", error);
-        client.batch_execute(include_str!("../../sql/queries/worker_session.sql")).map_err(fail)?;
+        if let Some(server) = db::server_in_use(&mut client, &shared.url) {
+            log::info!("the server in use is {server}");
+        }
         // A row that somebody keeps locked must not hold up the heartbeat: what
         // takes longer is given up and tried again.
         let patience = (shared.identity.ttl / 6).as_millis();
@@ -125,9 +123,6 @@ impl Session {
         Ok(Session {
             poll: client.prepare(include_str!("../../sql/queries/poll.sql")).map_err(fail)?,
             beat: client.prepare(include_str!("../../sql/queries/beat.sql")).map_err(fail)?,
-            settle_missing: client
-                .prepare(include_str!("../../sql/queries/settle_missing.sql"))
-                .map_err(fail)?,
             client,
         })
     }
@@ -143,7 +138,7 @@ impl Housekeeper<'_> {
             self.next_beat = now + self.shared.identity.ttl / 3;
         }
         if beats && !self.shared.auxiliary {
-            self.look_for_unknown_owners(session)?;
+            self.sweeper.look_for_unknown_owners(&mut session.client)?;
         }
         if beats || now >= self.next_poll {
             self.poll(session)?;
@@ -153,82 +148,11 @@ impl Housekeeper<'_> {
             let interval = if is_busy { interval.min(BUSY_POLL_INTERVAL) } else { interval };
             self.next_poll = Instant::now() + interval;
             if !self.shared.auxiliary {
-                self.sweep(session)?;
+                self.sweeper.sweep(&mut session.client)?;
             }
         }
         if beats {
             self.shared.back_end.tidy_up();
-        }
-        Ok(())
-    }
-
-    fn look_for_unknown_owners(&mut self, session: &mut Session) -> Result<(), Error> {
-        let fail = |error| Error::postgres("could not look for what is left over", error);
-        session
-            .client
-            .execute(include_str!("../../sql/queries/forget_freed.sql"), &[])
-            .map_err(fail)?;
-        let rows = session
-            .client
-            .query(include_str!("../../sql/queries/unknown_owners.sql"), &[])
-            .map_err(fail)?;
-        self.unknown_owners = rows.iter().map(|row| row.get(0)).collect();
-        Ok(())
-    }
-
-    /// Settles who was watched to be dead, each in a transaction of its own: one that
-    /// cannot be settled holds up no other.
-    fn sweep(&mut self, session: &mut Session) -> Result<(), Error> {
-        let deadline = Instant::now() + self.shared.identity.ttl / 6;
-        for (worker, heartbeat) in self.watch.missing() {
-            // Heartbeats come first; what is left is for the next look.
-            if Instant::now() > deadline {
-                break;
-            }
-            self.end_remains(session, worker)?;
-            let settled = session.client.query_one(&session.settle_missing, &[&worker, &heartbeat]);
-            let reason = match settled.map(|row| row.get::<_, Option<i32>>(0)) {
-                Ok(Some(_)) => {
-                    self.watch.forget(worker);
-                    self.shared.back_end.tidy_up();
-                    continue;
-                }
-                Ok(None) => "its session cannot be ended, perhaps because its server process \
-                             stands still or another role's has to be granted \
-                             pg_signal_backend, or somebody keeps a row locked"
-                    .to_owned(),
-                Err(error) => {
-                    let error = Error::postgres("could not settle a missing worker", error);
-                    if session.client.is_closed() {
-                        return Err(error);
-                    }
-                    error::chain(&error)
-                }
-            };
-            if self.watch.could_not_settle(worker) {
-                log::warn!(
-                    "worker {worker} is missing and cannot be settled: {reason}; \
-                     its tasks keep their resources meanwhile"
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends what a dead process has left on this host, should its warden be dead, too.
-    fn end_remains(&self, session: &mut Session, worker: i64) -> Result<(), Error> {
-        let fail = |error| Error::postgres("could not look for a missing process", error);
-        let row = session
-            .client
-            .query_opt(include_str!("../../sql/queries/worker_process.sql"), &[&worker])
-            .map_err(fail)?;
-        let Some(row) = row else { return Ok(()) };
-        let (process, workers): (String, Vec<i64>) = (row.get(0), row.get(1));
-        // One row may be left over while its process lives and works under others.
-        let is_dead = workers.iter().all(|worker| self.watch.is_missing(*worker));
-        if is_dead && process != self.shared.identity.process {
-            warden::end_remains(&process);
-            warden::remove_directories(&self.shared.working_directory, &process);
         }
         Ok(())
     }
@@ -311,9 +235,7 @@ impl Housekeeper<'_> {
                 .map(|ttl| Duration::try_from_secs_f64(ttl).unwrap_or(Duration::MAX));
             let known = workers.into_iter().zip(heartbeats).zip(ttls);
             let known = known.map(|((worker, heartbeat), ttl)| (worker, heartbeat, ttl));
-            let ttl = self.shared.identity.ttl;
-            let unknown = self.unknown_owners.iter().map(|owner| (*owner, NO_WORKER, ttl));
-            self.watch.look((began, Moment::now()), known.chain(unknown));
+            self.sweeper.look((began, Moment::now()), known);
         }
         self.sight = Sight { low: row.get("low"), stragglers: row.get("stragglers") };
         self.mark = row.get("mark");

@@ -9,9 +9,11 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 
+use super::clock::Moment;
 use crate::error::Error;
 
 /// No less than this is ever a mark.
@@ -91,8 +93,9 @@ pub(crate) fn check() -> Result<(), Error> {
 }
 
 /// Kills all processes of a worker process that bear a mark of one of its leases but
-/// `spared`, and does not return before a look finds none.
-pub(crate) fn kill_all(process: &str, spared: Option<u64>) {
+/// `spared`, and does not return before a look finds none, or until `deadline`; whether
+/// none is left.
+pub(crate) fn kill_all(process: &str, spared: Option<u64>, deadline: Option<Moment>) -> bool {
     let process = number(process);
     let spared = spared.map(lease_number);
     // A child between fork and its mark gets that a moment later, and then looks whether
@@ -104,8 +107,12 @@ pub(crate) fn kill_all(process: &str, spared: Option<u64>) {
         } else {
             n_clean += 1;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        if n_clean < 2 && deadline.is_some_and(Moment::has_passed) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// Kills every process of whose mark this holds; whether there was one alive.

@@ -41,9 +41,9 @@ pub(crate) fn end(mark: Mark, leader: Pid) {
     }
 }
 
-/// Takes note of orphans that have died by themselves, so that they go. As the first
-/// process of a system (`all`), of those of others, too. Who waits for a child of its own
-/// is not robbed of it (`known`).
+/// Takes note of orphans that have died by themselves, so that they go: of those that
+/// commands left or, if this process has no other children, of all. Who waits for a child
+/// of its own is not robbed of it (`known`).
 pub(crate) fn reap(all: bool, known: impl Fn(Pid) -> bool) {
     for pid in adopted() {
         if !known(pid) && (all || Mark::of(pid).is_some()) {

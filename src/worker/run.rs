@@ -4,11 +4,15 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use postgres::types::Json;
+use serde_json::value::{RawValue, to_raw_value};
+
 use super::Shared;
-use super::claim::{Claimed, Claims, Outcome};
+use super::claim::{Claimed, Claims, Outcome, text_as_json};
 use super::command::{self, NotBegun};
 use super::inbox::Inbox;
 use crate::context::Context;
+use crate::error::panic_text;
 use crate::registry::Handler;
 
 /// The reason stored for a task that a shutdown ended.
@@ -27,6 +31,10 @@ pub(crate) fn run_task(
     let Some(handler) = shared.registry.get(&task.name) else {
         return Ok(Outcome::failed(format!("this worker has no handler for `{}`", task.name)));
     };
+    let args = match task.args.text() {
+        Ok(args) => args,
+        Err(reason) => return Ok(Outcome::failed(reason)),
+    };
     let context = Context {
         id: task.id,
         name: &task.name,
@@ -38,7 +46,6 @@ pub(crate) fn run_task(
     };
     let mut outcome = match handler {
         Handler::Function(function) => {
-            let args = task.args;
             match catch_unwind(AssertUnwindSafe(|| function(&context, args))) {
                 Ok(Ok(result)) => Outcome::completed(result),
                 Ok(Err(error)) => Outcome::failed(error),
@@ -54,7 +61,7 @@ pub(crate) fn run_task(
     }
     outcome.error = outcome.error.map(storable);
     outcome.log = outcome.log.map(storable);
-    outcome.result = outcome.result.map(without_nul);
+    outcome.result = outcome.result.map(|Json(result)| Json(storable_json(result)));
     log::debug!(
         "worker {worker_name}: task {} `{}` {}",
         context.id,
@@ -69,6 +76,17 @@ fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
+/// The same for JSON.
+fn storable_json(json: Box<RawValue>) -> Box<RawValue> {
+    if !json.get().contains("\\u0000") {
+        return json;
+    }
+    serde_json::from_str(json.get())
+        .map(without_nul)
+        .and_then(|value| to_raw_value(&value))
+        .unwrap_or_else(|_| text_as_json(json.get()))
+}
+
 fn without_nul(value: serde_json::Value) -> serde_json::Value {
     use serde_json::Value;
     match value {
@@ -79,12 +97,4 @@ fn without_nul(value: serde_json::Value) -> serde_json::Value {
         ),
         other => other,
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

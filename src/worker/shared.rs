@@ -29,6 +29,17 @@ pub(crate) struct Identity {
     pub(crate) ttl: Duration,
 }
 
+impl Identity {
+    pub(crate) fn new(ttl: Duration) -> Result<Identity, Error> {
+        Ok(Identity {
+            process: random_token()?,
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            pid: std::process::id().cast_signed(),
+            ttl,
+        })
+    }
+}
+
 /// Where looks find everything that is incomplete and not parked; by default
 /// everywhere. See `sql/functions/10_sight.sql`.
 #[derive(Debug, Clone, Default)]
@@ -48,8 +59,8 @@ pub(crate) struct Shared {
     pub(crate) cgroups: Option<Cgroups>,
     /// The soft limit of open files that commands get: that which this process had.
     pub(crate) files: Rlimit,
-    /// Whether all children of this process are ours.
-    pub(crate) is_init: bool,
+    /// Whether nobody else in this process waits for children.
+    pub(crate) owns_process: bool,
     pub(crate) burst: bool,
     pub(crate) auxiliary: bool,
     pub(crate) cancel_grace: Duration,
@@ -229,9 +240,7 @@ fn fqdn(hostname: &str) -> String {
 /// A UUID from the kernel.
 pub(crate) fn random_token() -> Result<String, Error> {
     let path = "/proc/sys/kernel/random/uuid";
-    let token = std::fs::read_to_string(path).map_err(|error| Error::Unavailable {
-        doing: format!("could not read {path}"),
-        source: error.into(),
-    })?;
+    let token = std::fs::read_to_string(path)
+        .map_err(|error| Error::system(&format!("could not read {path}"), error))?;
     Ok(token.trim().to_owned())
 }

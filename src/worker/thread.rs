@@ -1,18 +1,17 @@
 //! One worker: a thread that claims, runs and ends one task after another.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use postgres::error::SqlState;
 
 use super::Shared;
-use super::claim::{Begun, Claims, Ended, Outcome, Previous, Turn};
+use super::claim::{Begun, Claims, Ended, Previous, Turn};
 use super::inbox::Inbox;
 use super::lease::{Activity, Lease};
+use super::patience::{FIRST_PAUSE, LAST_PAUSE, Patience};
 use super::run::run_task;
 use crate::error::{self, Error};
-
-/// Pauses between attempts to reach Postgres: first, and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How the work under one worker id ended.
 enum Exit {
@@ -26,14 +25,21 @@ enum Exit {
 pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<(), Error> {
     let name = shared.worker_name(index);
     let mut previous: Option<Previous> = None;
-    let mut pause = FIRST_PAUSE;
+    let mut patience = Patience::new();
+    let began = Instant::now();
     loop {
         let mut claims = match shared.back_end.open(shared, index, &name, previous.as_ref()) {
             Ok(claims) => claims,
             Err(error) if error.is_unavailable() => {
-                if pause == FIRST_PAUSE {
-                    log::warn!("worker {name}: {}; trying again", error::chain(&error));
+                // Who runs what there is, and no more, need not wait until workers of
+                // another type have gone; but those that are dead go after a ttl.
+                if shared.burst
+                    && error.sqlstate() == Some(&SqlState::OBJECT_IN_USE)
+                    && began.elapsed() > shared.identity.ttl.mul_f64(1.5)
+                {
+                    return Err(error);
                 }
+                let pause = patience.after(&format!("worker {name}: "), &error);
                 if inbox.is_draining() {
                     return match previous {
                         // What it owned is swept by others.
@@ -42,15 +48,14 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
                     };
                 }
                 inbox.wait_until(Instant::now() + pause);
-                pause = (pause * 2).min(LAST_PAUSE);
                 continue;
             }
             Err(error) => return Err(error),
         };
-        if pause != FIRST_PAUSE || previous.is_some() {
+        if patience.was_needed() || previous.is_some() {
             log::info!("worker {name}: connected again");
         }
-        pause = FIRST_PAUSE;
+        patience = Patience::new();
         let lease = shared.joined(index, claims.worker());
         inbox.begin_session(lease.clone());
         let mut begun = Begun::default();
@@ -98,10 +103,10 @@ fn work_session(
         }
     }
     let mut ended: Option<Ended> = None;
-    let mut n_failures = 0;
+    let (mut n_failures, mut n_refused) = (0, 0);
     let mut last_failure = String::new();
     loop {
-        let wanted = !inbox.is_draining();
+        let wanted = !inbox.is_draining() && n_refused == 0;
         if !wanted && ended.is_none() {
             return Ok(Exit::Stopped);
         }
@@ -118,18 +123,21 @@ fn work_session(
                     return Ok(Exit::Lost);
                 }
                 if !error.is_unavailable() {
-                    // Perhaps the server will never take what the handler
-                    // returned. If that was not it, waiting will not help.
-                    match ended.as_mut() {
-                        Some(ended) if n_failures == 1 => {
-                            ended.outcome = Outcome::failed(format!(
-                                "the outcome could not be stored: {last_failure}"
-                            ));
-                        }
+                    // At first it may have been what was to be started, or else it is
+                    // what the handler returned. If not even a reason can be stored,
+                    // waiting will not help.
+                    let Some(ended) = ended.as_mut() else { return Err(error) };
+                    match n_refused {
+                        0 => {}
+                        1 => ended.outcome.make_result_text(),
+                        2 => ended.outcome.leave_out_result(&last_failure),
+                        3 => ended.outcome.leave_out_log(),
                         _ => return Err(error),
                     }
+                    n_refused += 1;
+                    continue;
                 }
-                // Else it may pass: the server's disk is full, or its memory.
+                // It may pass: the server's disk is full, or its memory.
                 inbox.wait_until(Instant::now() + (FIRST_PAUSE * n_failures).min(LAST_PAUSE));
                 continue;
             }
@@ -137,7 +145,7 @@ fn work_session(
         let task = match turn {
             Turn::Task(task) => task,
             Turn::Nothing => {
-                (ended, n_failures, begun.task) = (None, 0, None);
+                (ended, n_failures, n_refused, begun.task) = (None, 0, 0, None);
                 last_failure.clear();
                 inbox.verify(claims);
                 if inbox.is_lost() {
@@ -151,7 +159,7 @@ fn work_session(
                 return Ok(Exit::Lost);
             }
         };
-        (n_failures, begun.task) = (0, None);
+        (n_failures, n_refused, begun.task) = (0, 0, None);
         last_failure.clear();
         // A command without a warden could outlive its worker. It goes to
         // others, like every task while there is none: nobody knows for how

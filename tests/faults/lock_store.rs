@@ -19,7 +19,7 @@ use serde_json::json;
 use super::server::{NOTED, assert_each_ran_once, dispatch_load, wait_for_n_final};
 use crate::support::clean::assert_clean;
 use crate::support::database::Database;
-use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task};
+use crate::support::process::{GATE_HANDLERS, WorkerProcess, Workshop, gate_task, run};
 use crate::support::proxy::Proxy;
 use crate::support::redis::{Redis, start_redis};
 use crate::support::{SOON, wait_until};
@@ -379,6 +379,10 @@ fn workers_of_another_type_than_those_online_wait_for_their_end() {
         let workshop = Workshop::new(&database, "");
         let worker = workshop.worker(online, &["--name-template", "the-first"]);
         database.wait_for_workers(1);
+        // One that runs what there is, and no more, does not wait for long.
+        let mut burst = workshop.millhand(["worker", "--burst", "--type", other]);
+        let said = run(burst.env("MILLHAND_TTL", "1s"));
+        assert_eq!(said.code, Some(75), "{said:?}");
         let second = workshop.worker(other, &[]);
         wait_until(&database, "it says why it waits", SOON, || {
             let stderr = second.stderr();

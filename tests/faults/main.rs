@@ -16,9 +16,13 @@ mod lock_store;
 mod processes;
 /// Sessions that are cut, a server that is stopped under load.
 mod server;
+/// Settings of role, database and server.
+mod settings;
 /// What each signal does, once and twice.
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 /// Who is settled by others, and what is put right.
 mod sweeps;
+/// What passes is waited for.
+mod waits;

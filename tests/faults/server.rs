@@ -175,7 +175,7 @@ fn a_turn_that_failed_keeps_no_lock() {
                 "CREATE SEQUENCE failures;
                  CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
                  BEGIN
-                     PERFORM nextval('failures');
+                     PERFORM nextval('public.failures');
                      RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full';
                  END $$;
                  CREATE TRIGGER full_disk BEFORE UPDATE ON millhand.task FOR EACH ROW

@@ -82,6 +82,12 @@ impl Database {
         Database::create(&SERVER.url(), "template1")
     }
 
+    /// The same, and its text is of this encoding.
+    pub(crate) fn of_encoding(encoding: &str) -> Database {
+        let template = format!("template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'");
+        Database::create(&SERVER.url(), &template)
+    }
+
     /// The one of a server of its own, migrated; it goes with the server.
     pub(crate) fn of(server: &PrivatePostgres) -> Database {
         let database =

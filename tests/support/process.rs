@@ -241,6 +241,11 @@ impl WorkerProcess {
         }
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.status = self.child.try_wait().unwrap();
+        self.status.is_some()
+    }
+
     /// What it wrote to stderr so far.
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()

@@ -12,14 +12,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
+use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Statement};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::config::WorkerType;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
+use crate::worker::args::Args;
 use crate::worker::inbox::{Event, Inbox, Mailbox};
 use crate::worker::{LOOK, Shared, Shutdown, Sight};
 use crate::{client, db};
@@ -92,11 +94,9 @@ impl BackEnd for PostgresBackEnd {
         name: &str,
         previous: Option<&Previous>,
     ) -> Result<Box<dyn Claims + 'a>, Error> {
-        let mut client = db::connect(&shared.url, &format!("millhand worker {name}"))?;
+        let purpose = format!("millhand worker {name}");
+        let mut client = db::connect_for_long(&shared.url, &purpose)?;
         let fail = |error| Error::postgres(&format!("could not register worker {name}"), error);
-        client
-            .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
-            .map_err(fail)?;
         // Before it registers: whoever is online is ready.
         client.batch_execute(self.way.rehearsal()).map_err(fail)?;
         let worker = shared.register(&mut client, name, self.way.worker_type(), None, previous)?;
@@ -111,6 +111,7 @@ impl BackEnd for PostgresBackEnd {
             worker,
             name: name.to_owned(),
             has_joined: false,
+            is_read_only: false,
         }))
     }
 
@@ -120,7 +121,7 @@ impl BackEnd for PostgresBackEnd {
 
     fn listen(&self, shared: &Arc<Shared>, connected: &mut dyn FnMut()) -> Result<(), Error> {
         let fail = |error| Error::postgres("could not listen", error);
-        let mut client = db::connect(&shared.url, "millhand listener")?;
+        let mut client = db::connect_for_long(&shared.url, "millhand listener")?;
         client.batch_execute("LISTEN millhand_wakeup; LISTEN millhand_cancel").map_err(fail)?;
         let is_elder = self.way != Way::Look;
         let auxiliary = self.way == Way::Unblocked { unblocks: false };
@@ -182,6 +183,8 @@ struct PostgresClaims<'a> {
     worker: i64,
     name: String,
     has_joined: bool,
+    /// Whether the server said that it is read-only.
+    is_read_only: bool,
 }
 
 impl PostgresClaims<'_> {
@@ -219,13 +222,16 @@ impl PostgresClaims<'_> {
         if let Way::Unblocked { unblocks } = &self.way {
             parameters.push(unblocks);
         }
-        let row = self.client.query_one(&self.statement, &parameters).map_err(|error| {
-            let doing = match ended {
-                Some(ended) => format!("could not end task {}", ended.id),
-                None => "could not look for a task".to_owned(),
-            };
-            Error::postgres(&doing, error)
-        })?;
+        let row = match self.client.query_one(&self.statement, &parameters) {
+            Ok(row) => row,
+            Err(error) => {
+                let doing = match ended {
+                    Some(ended) => format!("could not end task {}", ended.id),
+                    None => "could not look for a task".to_owned(),
+                };
+                return Err(self.refused(&doing, error));
+            }
+        };
         if row.get::<_, Option<bool>>("owned") == Some(false) {
             return Ok(None);
         }
@@ -233,7 +239,7 @@ impl PostgresClaims<'_> {
         let task = row.get::<_, Option<i64>>("task_id").map(|id| Claimed {
             id: TaskId(id),
             name: row.get("task_name"),
-            args: row.get("task_args"),
+            args: Args::new(row.get("task_args")),
             fence: row.get("task_fence"),
             attempt: row.get("task_attempt"),
         });
@@ -245,6 +251,22 @@ impl PostgresClaims<'_> {
             bell_hung: flag("bell_hung"),
         };
         Ok(Some((task, found)))
+    }
+
+    /// What a turn that failed means.
+    fn refused(&mut self, doing: &str, error: postgres::Error) -> Error {
+        self.is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+        if error.code() == Some(&SqlState::ARRAY_SUBSCRIPT_ERROR) {
+            // One task's list of resources is none, and no look can go past it.
+            let mend = include_str!("../../../sql/queries/mend_names.sql");
+            if let Ok(row) = self.client.query_one(mend, &[])
+                && row.get::<_, i64>(0) > 0
+            {
+                log::warn!("a task's resources were no list of names; they are one now");
+                return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+            }
+        }
+        Error::postgres(doing, error)
     }
 
     /// Waits after a turn that found nothing.
@@ -313,7 +335,15 @@ impl Claims for PostgresClaims<'_> {
     }
 
     fn recover(&mut self) -> bool {
-        !self.client.is_closed()
+        // A primary that was demoted takes nothing any more: the next connection may
+        // find its successor.
+        let is_demoted = std::mem::take(&mut self.is_read_only)
+            && self
+                .client
+                .query_one("SELECT pg_is_in_recovery()", &[])
+                .map_or(true, |row| row.get(0));
+        !is_demoted
+            && !self.client.is_closed()
             && self
                 .client
                 .execute(include_str!("../../../sql/queries/let_go.sql"), &[&self.worker])
@@ -324,7 +354,7 @@ impl Claims for PostgresClaims<'_> {
         self.client.is_valid(VERIFY_TIMEOUT).is_ok()
     }
 
-    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error> {
+    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error> {
         client::set_progress(&mut self.client, self.worker, id, progress)
     }
 

@@ -28,7 +28,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{BackEnd, Claims, Ended, Previous, Turn};
 use crate::client;
@@ -417,7 +417,7 @@ impl Claims for RedisClaims<'_> {
         true
     }
 
-    fn set_progress(&mut self, id: TaskId, progress: &Value) -> Result<(), Error> {
+    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error> {
         let mut session = self.leader.back_end.sessions.get_checked()?;
         client::set_progress(&mut session.client, self.hand.worker, id, progress)
     }

@@ -1,10 +1,9 @@
 //! Placeholders in the command of a handler.
 
-use serde_json::Value;
+use crate::worker::args::Args;
 
-/// Replaces `{field}` by that field of the arguments: a string as it is,
-/// anything else as JSON. The error is the field that is missing.
-pub(super) fn fill_in(part: &str, args: &Value) -> Result<String, String> {
+/// Replaces `{field}` by that field of the arguments. The error is the field that is missing.
+pub(super) fn fill_in(part: &str, args: &Args) -> Result<String, String> {
     let mut filled = String::new();
     let mut rest = part;
     while let Some(at) = rest.find(['{', '}']) {
@@ -25,9 +24,8 @@ pub(super) fn fill_in(part: &str, args: &Value) -> Result<String, String> {
             rest = &rest[1..];
             continue;
         }
-        match args.get(field) {
-            Some(Value::String(text)) => filled.push_str(text),
-            Some(value) => filled.push_str(&value.to_string()),
+        match args.field(field) {
+            Some(text) => filled.push_str(&text),
             None => return Err(field.to_owned()),
         }
         rest = &rest[field.len() + 2..];
@@ -38,12 +36,12 @@ pub(super) fn fill_in(part: &str, args: &Value) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::fill_in;
-    use serde_json::json;
+    use super::{Args, fill_in};
 
     #[test]
     fn placeholders_become_one_argument_each() {
-        let args = json!({"path": "a b; rm -rf /", "n": 3, "list": ["x"]});
+        let args = r#"{"path": "a b; rm -rf /", "n": 3, "list": ["x"]}"#;
+        let args = Args::new(Some(args.to_owned()));
         for (part, expected) in [
             ("plain", Ok("plain")),
             ("{path}", Ok("a b; rm -rf /")),

@@ -11,13 +11,13 @@ use std::process::{Command, Stdio};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Signal};
-use serde_json::Value;
 
 use super::placeholders::fill_in;
 use super::{NotBegun, PROGRESS_FD, Running, Stream, kill};
 use crate::config::CommandHandler;
 use crate::context::Context;
 use crate::worker::Shared;
+use crate::worker::args::Args;
 use crate::worker::cgroup::Cgroup;
 use crate::worker::clock::Moment;
 use crate::worker::mark::Mark;
@@ -34,7 +34,7 @@ pub(super) fn start(
     worker_name: &str,
     thread: usize,
     handler: &CommandHandler,
-    args: &Value,
+    args: &Args,
     context: &Context<'_>,
     directory: &Path,
 ) -> Result<Result<Running, String>, NotBegun> {
@@ -184,7 +184,7 @@ fn watched(
     mark: Mark,
     cgroup: Option<Cgroup>,
     progress: OwnedFd,
-    args: &Value,
+    args: &Args,
 ) -> Result<Running, String> {
     let group = Pid::from_child(&child);
     let take = |pipe: Option<OwnedFd>| pipe.map(File::from);
@@ -221,7 +221,7 @@ fn watched(
         group,
         exit,
         stdin: pipes.0,
-        args: args.to_string().into_bytes(),
+        args: args.text()?.as_bytes().to_vec(),
         n_written: 0,
         stdout: Stream::new(pipes.1),
         stderr: Stream::new(pipes.2),

@@ -144,19 +144,22 @@ impl Charge {
         if let Some(cgroups) = &self.cgroups {
             cgroups.kill_all(spared);
         }
-        mark::kill_all(&self.process, spared);
+        mark::kill_all(&self.process, spared, None);
     }
 }
 
-/// Ends what a dead worker process, and its warden, have left on this host.
-pub(crate) fn end_remains(process: &str) {
-    if let Some(cgroups) = Cgroups::of(process) {
+/// Ends what a dead worker process, and its warden, have left on this host; false if some
+/// of that is not dead by `deadline`.
+pub(crate) fn end_remains(process: &str, deadline: Moment) -> bool {
+    let cgroups = Cgroups::of(process);
+    if let Some(cgroups) = &cgroups {
         cgroups.kill_all(None);
-        mark::kill_all(process, None);
-        cgroups.remove();
-    } else {
-        mark::kill_all(process, None);
     }
+    let is_clean = mark::kill_all(process, None, Some(deadline));
+    if let Some(cgroups) = &cgroups {
+        cgroups.remove();
+    }
+    is_clean
 }
 
 /// Tells of a moment on a clock that goes on while the host sleeps, as the time limit of
@@ -269,13 +272,8 @@ fn settle(process: &str, deadline: Moment) -> Result<(), Error> {
 /// no other; how many are left.
 fn settle_workers(url: &str, process: &str) -> Result<usize, Error> {
     let fail = |error| Error::postgres("could not settle a dead worker's tasks", error);
-    let mut client = db::connect(url, "millhand warden")?;
-    client
-        .batch_execute(include_str!("../../../sql/queries/worker_session.sql"))
-        .and_then(|()| {
-            client.batch_execute("SET lock_timeout = '2s'; SET statement_timeout = '5s'")
-        })
-        .map_err(fail)?;
+    let mut client = db::connect_for_long(url, "millhand warden")?;
+    client.batch_execute("SET lock_timeout = '2s'; SET statement_timeout = '5s'").map_err(fail)?;
     let workers = client
         .query(include_str!("../../../sql/queries/process_workers.sql"), &[&process])
         .map_err(fail)?;

@@ -14,6 +14,7 @@ use super::sessions::{Manager, Session};
 use super::turn::Leader;
 use crate::error::Error;
 use crate::lock_store::Needs;
+use crate::row::Names;
 use crate::task::TaskId;
 use crate::worker::Sight;
 
@@ -126,7 +127,10 @@ impl Leader<'_> {
                     // Perhaps it is another server that answers next.
                     self.shared.set_sight(Sight::default());
                 }
-                Err(error) => return Err(Error::postgres("could not look for a task", error)),
+                Err(error) => {
+                    session.note(&error);
+                    return Err(Error::postgres("could not look for a task", error));
+                }
             }
         }
     }
@@ -264,5 +268,6 @@ fn read_seen(row: &Row) -> Option<Seen> {
 }
 
 pub(super) fn read_needs(row: &Row) -> Arc<Needs> {
-    Arc::new(Needs { exclusive: row.get("exclusive"), shared: row.get("shared") })
+    let names = |column| row.get::<_, Names>(column).0;
+    Arc::new(Needs { exclusive: names("exclusive"), shared: names("shared") })
 }

@@ -1,14 +1,16 @@
 //! The pool of sessions that the workers of a process share: with their statements
 //! prepared, and for no longer than a statement takes.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use postgres::error::SqlState;
 use postgres::{Client, NoTls, Statement};
 use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
 use r2d2_postgres::PostgresConnectionManager;
 
 use crate::db;
-use crate::error::Error;
+use crate::error::{self, Error};
 
 /// How long a thread waits for a session before it reports that there is none.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -17,11 +19,14 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 pub(super) struct Sessions {
     pool: r2d2::Pool<Manager>,
-    place: String,
+    doing: String,
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 pub(super) struct Session {
     used_at: Instant,
+    /// Whether the server said that it is read-only.
+    is_read_only: bool,
     pub(super) client: Client,
     pub(super) look: Statement,
     pub(super) joint_turn: Statement,
@@ -33,29 +38,37 @@ impl Sessions {
     /// (settle_worker).
     pub(super) fn new(url: &str, size: u32, process: &str) -> Result<Sessions, Error> {
         let parameters = db::parameters(url, &format!("millhand worker {process}"))?;
-        let pool = r2d2::Pool::builder()
-            .max_size(size)
-            .min_idle(Some(0))
-            .connection_timeout(PATIENCE)
-            // Most turns begin with a look, which changes nothing and shows as well
-            // whether the session is alive.
-            .test_on_check_out(false)
-            // Whoever asks in vain says so.
-            .error_handler(Box::new(NopErrorHandler))
-            .build_unchecked(Manager(PostgresConnectionManager::new(parameters, NoTls)));
-        Ok(Sessions { pool, place: db::place(url) })
+        let failure = Arc::new(Mutex::new(None));
+        let doing = db::could_not_connect(url);
+        let manager = Manager {
+            connector: PostgresConnectionManager::new(parameters, NoTls),
+            doing: doing.clone(),
+            failure: failure.clone(),
+        };
+        let build = || {
+            let pool = r2d2::Pool::builder()
+                .max_size(size)
+                .min_idle(Some(0))
+                .connection_timeout(PATIENCE)
+                // Most turns begin with a look, which changes nothing and shows as well
+                // whether the session is alive.
+                .test_on_check_out(false)
+                // Whoever asks in vain says so.
+                .error_handler(Box::new(NopErrorHandler))
+                .build_unchecked(manager);
+            Ok(pool)
+        };
+        // It starts threads, and panics where there is none left.
+        let pool = error::guard("could not make a pool of sessions", build)?;
+        Ok(Sessions { pool, doing, failure })
     }
 
     /// One that may have been cut while nobody used it.
     pub(super) fn get(&self) -> Result<PooledConnection<Manager>, Error> {
-        self.pool.get().map_err(|error| self.unavailable(error))
-    }
-
-    fn unavailable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-        Error::Unavailable {
-            doing: format!("could not connect to Postgres at {}", self.place),
-            source: error.into(),
-        }
+        self.pool.get().map_err(|error| match lock(&self.failure).as_ref() {
+            Some(failure) => failure.copy(),
+            None => Error::Unavailable { doing: self.doing.clone(), source: error.into() },
+        })
     }
 
     /// One that has just answered.
@@ -66,7 +79,7 @@ impl Sessions {
             let mut session = self.get()?;
             match session.client.is_valid(PATIENCE) {
                 Ok(()) => return Ok(session),
-                Err(error) if n_left == 0 => return Err(self.unavailable(error)),
+                Err(error) if n_left == 0 => return Err(Error::postgres(&self.doing, error)),
                 Err(_) => n_left -= 1,
             }
         }
@@ -74,6 +87,11 @@ impl Sessions {
 }
 
 impl Session {
+    /// What the server has just refused may say that another session is needed.
+    pub(super) fn note(&mut self, error: &postgres::Error) {
+        self.is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+    }
+
     /// Makes sure that it is there still, unless it was in use a moment ago.
     pub(super) fn check(&mut self) -> Result<(), postgres::Error> {
         if self.used_at.elapsed() > MOMENT {
@@ -84,28 +102,52 @@ impl Session {
     }
 }
 
-pub(super) struct Manager(PostgresConnectionManager<NoTls>);
+pub(super) struct Manager {
+    connector: PostgresConnectionManager<NoTls>,
+    doing: String,
+    /// Why the last attempt failed, if it did: the pool keeps no more of it than text.
+    failure: Arc<Mutex<Option<Error>>>,
+}
 
-impl ManageConnection for Manager {
-    type Connection = Session;
-    type Error = postgres::Error;
-
-    fn connect(&self) -> Result<Session, postgres::Error> {
-        let mut client = self.0.connect()?;
-        client.batch_execute(include_str!("../../../../sql/queries/worker_session.sql"))?;
+impl Manager {
+    fn open(&self) -> Result<Session, Error> {
+        // The pool never makes good for an attempt that panicked.
+        let mut client = db::open(&self.doing, || self.connector.connect())?;
+        db::set_up(&mut client)?;
+        let mut prepare = |sql| client.prepare(sql).map_err(|e| Error::postgres(&self.doing, e));
         Ok(Session {
             used_at: Instant::now(),
-            look: client.prepare(include_str!("../../../../sql/queries/look.sql"))?,
-            joint_turn: client.prepare(include_str!("../../../../sql/queries/joint_turn.sql"))?,
+            is_read_only: false,
+            look: prepare(include_str!("../../../../sql/queries/look.sql"))?,
+            joint_turn: prepare(include_str!("../../../../sql/queries/joint_turn.sql"))?,
             client,
         })
     }
+}
 
-    fn is_valid(&self, session: &mut Session) -> Result<(), postgres::Error> {
-        self.0.is_valid(&mut session.client)
+impl ManageConnection for Manager {
+    type Connection = Session;
+    type Error = Error;
+
+    fn connect(&self) -> Result<Session, Error> {
+        let opened = self.open();
+        *lock(&self.failure) = opened.as_ref().err().map(Error::copy);
+        opened
+    }
+
+    fn is_valid(&self, session: &mut Session) -> Result<(), Error> {
+        self.connector
+            .is_valid(&mut session.client)
+            .map_err(|error| Error::postgres(&self.doing, error))
     }
 
     fn has_broken(&self, session: &mut Session) -> bool {
-        self.0.has_broken(&mut session.client)
+        // A primary that was demoted takes nothing any more: the next connection may
+        // find its successor.
+        session.is_read_only || self.connector.has_broken(&mut session.client)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::lock_store::{Link, Lock};
 use crate::task::TaskId;
 use crate::worker::Shared;
+use crate::worker::args::Args;
 use crate::worker::claim::{Claimed, Turn};
 
 /// One thread's means to take turns.
@@ -92,7 +93,7 @@ impl<'a> Leader<'a> {
                 _ => committed.started.push(Claimed {
                     id,
                     name: row.get("task_name"),
-                    args: row.get("task_args"),
+                    args: Args::new(row.get("task_args")),
                     fence: row.get("task_fence"),
                     attempt: row.get("task_attempt"),
                 }),
@@ -173,6 +174,7 @@ impl<'a> Leader<'a> {
         for (lock, _) in given {
             self.back_end.let_go(lock.task);
         }
+        session.note(&error);
         let mut failure = Failure::of(&session.client, error);
         let mut done = Done { failed: true, ..Done::default() };
         if failure.in_doubt {

@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::*;
 use crate::task::TaskId;
+use crate::worker::args::Args;
 use crate::worker::claim::{Claimed, Outcome};
 
 /// Long enough for a machine that is busy with other tests.
@@ -118,7 +119,7 @@ impl Lead for ModelLead<'_> {
                 let task = Claimed {
                     id: TaskId(*place as i64),
                     name: String::new(),
-                    args: Value::Null,
+                    args: Args::new(None),
                     fence: 1,
                     attempt: 1,
                 };
@@ -164,7 +165,7 @@ fn work(model: &Model, process: usize, index: usize, inbox: &Inbox) {
         match model.desks[process].attend(&hand, inbox, end, &mut lead, &mut || {}) {
             Answer::Turn(Turn::Task(task)) => {
                 model.pause();
-                let outcome = Outcome::completed(Value::Null);
+                let outcome = Outcome::completed(RawValue::NULL.to_owned());
                 ended = Some(Ended { id: task.id, outcome });
             }
             Answer::Turn(Turn::Nothing) => {}
@@ -238,7 +239,8 @@ fn nobody_waits_for_a_leader_that_panicked() {
         }
         let leader = scope.spawn(move || {
             let mut lead = ModelLead { model, process: 0, panics: true, panics_late: false };
-            let ended = Ended { id: TaskId(0), outcome: Outcome::completed(Value::Null) };
+            let ended =
+                Ended { id: TaskId(0), outcome: Outcome::completed(RawValue::NULL.to_owned()) };
             desk.attend(&hand(0, 1), &second, Some((&ended, true)), &mut lead, &mut || {});
         });
         assert!(leader.join().is_err());

@@ -1,0 +1,1 @@
+SELECT millhand.mend_names()
