@@ -16,6 +16,7 @@ mod demo;
 mod dev;
 mod dispatch;
 mod migrate;
+mod numbers;
 mod oracle;
 pub(crate) mod output;
 mod status;

@@ -483,3 +483,17 @@ fn settings_that_are_wrong_are_named() {
     let said = run(millhand(["status"]).env("MILLHAND_TTL", "soon"));
     assert!(said.code == Some(2) && said.stderr.contains("MILLHAND_TTL"), "{said:?}");
 }
+
+#[test]
+fn a_number_that_would_change_is_refused_and_named() {
+    let database = Database::new();
+    let large = "123456789012345678901234567890";
+    let said = run(&mut on(&database, &["dispatch", "t", "--args", large]));
+    assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
+    assert!(said.stderr.contains(large) && said.stderr.contains("through SQL"), "{said:?}");
+    let line = format!("{{\"name\": \"t\", \"args\": {large}}}\n");
+    let said = run_with_input(&mut on(&database, &["dispatch", "-"]), &line);
+    assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
+    assert!(said.stderr.contains("line 1: ") && said.stderr.contains(large), "{said:?}");
+    assert!(database.tasks().is_empty());
+}

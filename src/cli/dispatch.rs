@@ -9,6 +9,7 @@ use millhand::{Error, NewTask, TaskId, TaskState, Waker, client};
 use postgres::Client;
 use serde_json::{Value, json};
 
+use crate::cli::numbers::first_changed;
 use crate::cli::output::{complain, json_line, printable};
 use crate::cli::wait::wait_for_tasks;
 use crate::cli::{Failure, Global};
@@ -78,8 +79,20 @@ fn one_task(name: String, args: &DispatchArgs) -> Result<NewTask, Error> {
 }
 
 fn parse(place: &str, text: &str) -> Result<Value, Error> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::Config(format!("{place} is not valid JSON: {error}")))
+    let value = serde_json::from_str(text)
+        .map_err(|error| Error::Config(format!("{place} is not valid JSON: {error}")))?;
+    match changed_number(text) {
+        Some(what) => Err(Error::Config(format!("{place}: {what}"))),
+        None => Ok(value),
+    }
+}
+
+fn changed_number(json: &str) -> Option<String> {
+    let (number, held) = first_changed(json)?;
+    let number: String = number.chars().take(50).collect();
+    Some(format!(
+        "the number {number} would become {held}; pass it as a string, or dispatch through SQL"
+    ))
 }
 
 fn dispatch_one(global: &Global, task: &NewTask, args: &DispatchArgs) -> Result<ExitCode, Failure> {
@@ -141,6 +154,9 @@ fn read_tasks(input: impl BufRead) -> Result<Lines, Error> {
             continue;
         }
         lines.tasks.push(serde_json::from_slice(&line).map_err(|error| wrong(json_error(&error)))?);
+        if let Some(what) = std::str::from_utf8(&line).ok().and_then(changed_number) {
+            return Err(wrong(what));
+        }
         lines.numbers.push(number);
     }
     Ok(lines)

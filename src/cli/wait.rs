@@ -74,10 +74,8 @@ fn progress_line() -> ProgressBar {
 }
 
 fn leave_on_interrupt(bar: &ProgressBar, ids: &[TaskId]) -> Result<(), Error> {
-    let mut signals = Signals::new([SIGINT]).map_err(|error| Error::Bug {
-        doing: "could not watch for SIGINT".to_owned(),
-        source: error.into(),
-    })?;
+    let mut signals = Signals::new([SIGINT])
+        .map_err(|error| Error::system("could not watch for SIGINT", error))?;
     let bar = bar.clone();
     let remedy = match ids {
         [id] => format!("task {id} goes on; `millhand task cancel {id}` ends it"),
