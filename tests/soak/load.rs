@@ -99,12 +99,16 @@ impl Load {
             thread::sleep(Duration::from_millis(50));
             return Ok(());
         }
-        let n = if rng.u8(..5) == 0 { 40 } else { rng.usize(1..8) };
+        // Workers should have something to do most of the time.
+        let is_short = n_unfinished < MOST_UNFINISHED / 2 && rng.bool();
+        let n = if is_short { rng.usize(40..100) } else { rng.usize(1..8) };
         let tasks: Vec<NewTask> = (0..n).map(|_| self.task(rng)).collect();
-        let ids = match rng.u8(..32) {
+        let ids = match if is_short { rng.u8(9..24) } else { rng.u8(..32) } {
             0..9 => vec![client::dispatch(client, &tasks[0])?],
             9..16 => {
                 let mut transaction = client.transaction().map_err(fail)?;
+                // Otherwise two of us would wait for each other.
+                client::lock_places(&mut transaction, &tasks)?;
                 let ids = tasks.iter().map(|task| client::dispatch(&mut transaction, task));
                 let ids = ids.collect::<Result<Vec<_>, _>>()?;
                 if rng.u8(..6) == 0 {

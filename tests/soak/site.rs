@@ -159,8 +159,9 @@ impl Site {
             || status.code() == Some(75)
             || is_asked && (status.success() || matches!(status.signal(), Some(2 | 15)));
         if !is_fine {
-            let log = self.slots[number].log.display();
-            self.bad_ends.push(format!("a worker ended with {status}; its log is {log}"));
+            let log = fs::read_to_string(&self.slots[number].log).unwrap_or_default();
+            let last = log.lines().last().unwrap_or_default();
+            self.bad_ends.push(format!("worker process {number} ended with {status}: {last}"));
         }
     }
 
