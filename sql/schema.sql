@@ -81,7 +81,7 @@ DECLARE
     now_on bigint;
 BEGIN
     IF pg_is_in_recovery() THEN
-        RAISE EXCEPTION 'this server is a standby'
+        RAISE EXCEPTION 'this server is a standby, where all transactions are read-only transactions'
             USING ERRCODE = 'read_only_sql_transaction';
     END IF;
     BEGIN

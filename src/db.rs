@@ -57,6 +57,7 @@ pub(crate) fn connect_for_long(url: &str, purpose: &str) -> Result<Client, Error
 pub(crate) fn set_up(client: &mut Client) -> Result<(), Error> {
     client
         .batch_execute(include_str!("../sql/queries/worker_session.sql"))
+        .and_then(|()| client.batch_execute(include_str!("../sql/queries/begin_session.sql")))
         .map_err(|error| Error::postgres("could not set up a session", error))
 }
 

@@ -40,6 +40,4 @@ SELECT pg_catalog.set_config(s.name, v.value, false)
        ('tcp_keepalives_interval', '5'),
        ('tcp_keepalives_count', '3')
        ) AS v(name, value)
-  JOIN pg_catalog.pg_settings AS s ON s.name OPERATOR(pg_catalog.=) v.name;
-
-SELECT millhand.begin_session();
+  JOIN pg_catalog.pg_settings AS s ON s.name OPERATOR(pg_catalog.=) v.name
