@@ -60,7 +60,7 @@ CREATE FUNCTION millhand.all_names(exclusive text[], shared text[]) RETURNS text
 $_$;
 
 CREATE FUNCTION millhand.args_text(args jsonb) RETURNS text
-    LANGUAGE sql STABLE PARALLEL SAFE
+    LANGUAGE sql STABLE
     AS $_$
     SELECT CASE WHEN pg_column_size($1) <= 1000 THEN $1::text
                 ELSE millhand.long_json_text($1, 16777216) END
@@ -74,7 +74,8 @@ CREATE FUNCTION millhand.beat(workers bigint[]) RETURNS SETOF bigint
 $_$;
 
 CREATE FUNCTION millhand.begin_session() RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog'
     AS $$
 DECLARE
     known bigint;
@@ -98,10 +99,9 @@ BEGIN
     -- One at a time, and whoever waited looks again: a second lift would be in vain.
     PERFORM FROM millhand.server FOR UPDATE;
     SELECT s.timeline INTO known FROM millhand.server s;
-    IF known <> now_on THEN
-        PERFORM setval('millhand.task_fence', f.last_value + 4294967296) FROM millhand.task_fence f;
-    END IF;
     IF known IS DISTINCT FROM now_on THEN
+        PERFORM setval('millhand.task_fence', f.last_value + 4294967296) FROM millhand.task_fence f;
+        PERFORM setval('millhand.worker_id_seq', w.last_value + 1000000) FROM millhand.worker_id_seq w;
         UPDATE millhand.server SET timeline = now_on;
     END IF;
 END
@@ -1170,6 +1170,7 @@ CREATE FUNCTION millhand.settle_worker(worker_id bigint, reason text, by_itself 
 DECLARE
     n_settled integer := 0;
     has_session boolean;
+    is_free boolean;
     its_process text;
     ended record;
 BEGIN
@@ -1189,7 +1190,8 @@ BEGIN
             -- goes, and then somebody tries again.
             PERFORM millhand.terminate(ARRAY(
                 SELECT a.pid FROM pg_stat_activity a
-                 WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle'));
+                 WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle'
+                   AND a.pid <> pg_backend_pid()));
             RETURN NULL;
         END IF;
     ELSE
@@ -1207,8 +1209,16 @@ BEGIN
                                   AND a.application_name IN ('millhand housekeeper', 'millhand warden'))));
         IF by_itself THEN
             PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
-        ELSIF NOT pg_try_advisory_lock(millhand.worker_lock(worker_id)) THEN
-            RETURN NULL;
+        ELSE
+            -- A session that was just told to end takes a moment, and no longer.
+            FOR n IN 1..10 LOOP
+                is_free := pg_try_advisory_lock(millhand.worker_lock(worker_id));
+                EXIT WHEN is_free;
+                PERFORM pg_sleep(0.005);
+            END LOOP;
+            IF NOT is_free THEN
+                RETURN NULL;
+            END IF;
         END IF;
         PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
         -- And as in dispatch: whoever hangs a bell before this commits looks again.
@@ -1249,7 +1259,7 @@ END
 $$;
 
 CREATE FUNCTION millhand.shown(json jsonb) RETURNS jsonb
-    LANGUAGE sql STABLE PARALLEL SAFE
+    LANGUAGE sql STABLE
     AS $_$
     SELECT CASE WHEN pg_column_size($1) > 1000 AND millhand.long_json_text($1, 1000000000) IS NULL
                 THEN '"(too long to be shown)"' ELSE $1 END

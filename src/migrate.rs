@@ -4,7 +4,10 @@
 //! `sql/functions` belong to the newest migration and are replaced with it, so
 //! whoever changes one adds a migration.
 
+use std::time::{Duration, Instant};
+
 use postgres::Client;
+use postgres::error::SqlState;
 
 use crate::error::Error;
 
@@ -38,6 +41,11 @@ const FUNCTIONS: [&str; 20] = [
     include_str!("../sql/functions/18_sequences.sql"),
     include_str!("../sql/functions/19_names.sql"),
 ];
+
+/// For how long a migration tries to get the locks that it needs, and its pauses: longer
+/// than what it keeps others waiting for.
+const LOCK_DEADLINE: Duration = Duration::from_secs(60);
+const LOCK_PAUSE: Duration = Duration::from_secs(2);
 
 /// Held by whoever migrates. Never change it.
 const MIGRATION_LOCK: i64 = 7_300_000_001;
@@ -123,45 +131,64 @@ fn mend_sequences(client: &mut Client) -> Result<(), Error> {
 
 /// Applies what is missing, one transaction for each migration, and returns
 /// the versions applied. Many may do so at once: one at a time works, the
-/// others find nothing left to do.
+/// others find nothing left to do. Waits for a minute at most where somebody
+/// keeps a table locked, and lets others pass meanwhile: running tasks depend on
+/// heartbeats.
 pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
-    let doing = "could not migrate";
     check_encoding(client)?;
-    let fail = |error| Error::postgres(doing, error);
     let mut applied = Vec::new();
-    for (index, (version, name, sql)) in MIGRATIONS.into_iter().enumerate() {
-        let mut transaction = client.transaction().map_err(fail)?;
-        transaction
-            .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
-            .map_err(fail)?;
-        transaction.batch_execute(include_str!("../sql/migrations/bootstrap.sql")).map_err(fail)?;
-        let current: i32 = transaction
-            .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
-            .map_err(fail)?
-            .get(0);
-        if current > known_version() {
-            return Err(newer(current));
-        }
-        if current >= version {
-            continue;
-        }
-        transaction.batch_execute(sql).map_err(fail)?;
-        if index == MIGRATIONS.len() - 1 {
-            for function in FUNCTIONS {
-                transaction.batch_execute(function).map_err(fail)?;
+    let begin = Instant::now();
+    for index in 0..MIGRATIONS.len() {
+        let done = loop {
+            match apply(client, index) {
+                Err(error)
+                    if error.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+                        && begin.elapsed() < LOCK_DEADLINE =>
+                {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                other => break other?,
             }
-        }
-        transaction
-            .execute(
-                "INSERT INTO millhand.migration (version, name) VALUES ($1, $2)",
-                &[&version, &name],
-            )
-            .map_err(fail)?;
-        transaction.commit().map_err(fail)?;
-        applied.push(version);
+        };
+        applied.extend(done);
     }
     mend_sequences(client)?;
     Ok(applied)
+}
+
+/// Applies one migration, if it is missing, and returns its version then.
+fn apply(client: &mut Client, index: usize) -> Result<Option<i32>, Error> {
+    let (version, name, sql) = MIGRATIONS[index];
+    let fail = |error| Error::postgres("could not migrate", error);
+    let mut transaction = client.transaction().map_err(fail)?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).map_err(fail)?;
+    // What waits for a lock keeps all who come later waiting, too.
+    transaction.batch_execute("SET LOCAL lock_timeout = '1s'").map_err(fail)?;
+    transaction.batch_execute(include_str!("../sql/migrations/bootstrap.sql")).map_err(fail)?;
+    let current: i32 = transaction
+        .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
+        .map_err(fail)?
+        .get(0);
+    if current > known_version() {
+        return Err(newer(current));
+    }
+    if current >= version {
+        return Ok(None);
+    }
+    transaction.batch_execute(sql).map_err(fail)?;
+    if index == MIGRATIONS.len() - 1 {
+        for function in FUNCTIONS {
+            transaction.batch_execute(function).map_err(fail)?;
+        }
+    }
+    transaction
+        .execute(
+            "INSERT INTO millhand.migration (version, name) VALUES ($1, $2)",
+            &[&version, &name],
+        )
+        .map_err(fail)?;
+    transaction.commit().map_err(fail)?;
+    Ok(Some(version))
 }
 
 fn newer(current: i32) -> Error {

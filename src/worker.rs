@@ -6,12 +6,14 @@
 //! | `worker-N`, one for each worker | claim, run, end; see `thread.rs` | its inbox, its connection, its task |
 //! | `listener` | passes wake-ups and cancels on | its connection |
 //! | `housekeeper` | heartbeats, the safety poll, sweeping | its connection |
+//! | `caretaker` | what begins again, orphans, remains | file systems |
 //! | `warden-watch` | replaces a warden that died | the warden process |
 //!
 //! The threads share one `Shared`; who is idle is known to its `BackEnd`, and who
 //! may act at all to its `Lease`s.
 
 pub(crate) mod args;
+mod caretaker;
 mod cgroup;
 pub(crate) mod claim;
 mod clock;
@@ -45,6 +47,7 @@ use crate::error::{self, Error};
 use crate::lock_store::LockStore;
 use crate::registry::Registry;
 use crate::{db, migrate};
+use caretaker::Caretaker;
 use cgroup::Cgroups;
 use claim::BackEnd;
 use claim::postgres::{PostgresBackEnd, Way};
@@ -242,6 +245,8 @@ impl Worker {
             control: self.control,
             name_template: self.config.name_template.clone(),
             working_directory,
+            news: patience::News::default(),
+            caretaker: Caretaker::new(),
             sight: Mutex::default(),
             mailboxes,
             leases: Mutex::default(),
@@ -334,6 +339,7 @@ fn supervise(
         let helpers = [
             ("listener", listener::listen as fn(&Arc<Shared>)),
             ("housekeeper", housekeeper::keep_house),
+            ("caretaker", caretaker::take_care),
         ];
         let (failed_sender, failed) = crossbeam_channel::unbounded();
         for (name, helper) in helpers {

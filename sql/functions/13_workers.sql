@@ -10,8 +10,8 @@
 -- Returns how many tasks it settled; null if that has to be tried again, because
 -- the worker's session cannot be ended (its server process stands still, or is
 -- another role's), or somebody keeps the row of one task locked (such as a cancel in
--- a transaction that stays open), or the worker's own row. Nothing is waited for
--- here, so that one such worker holds up no other; only `by_itself` waits.
+-- a transaction that stays open), or the worker's own row. None of that is waited
+-- for, so that one such worker holds up no other; only `by_itself` waits.
 CREATE OR REPLACE FUNCTION millhand.settle_worker(
     worker_id bigint, reason text, by_itself boolean DEFAULT false, begun_fence bigint DEFAULT NULL
 ) RETURNS integer
@@ -19,6 +19,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     n_settled integer := 0;
     has_session boolean;
+    is_free boolean;
     its_process text;
     ended record;
 BEGIN
@@ -38,7 +39,8 @@ BEGIN
             -- goes, and then somebody tries again.
             PERFORM millhand.terminate(ARRAY(
                 SELECT a.pid FROM pg_stat_activity a
-                 WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle'));
+                 WHERE a.application_name = 'millhand worker ' || its_process AND a.state <> 'idle'
+                   AND a.pid <> pg_backend_pid()));
             RETURN NULL;
         END IF;
     ELSE
@@ -56,8 +58,16 @@ BEGIN
                                   AND a.application_name IN ('millhand housekeeper', 'millhand warden'))));
         IF by_itself THEN
             PERFORM pg_advisory_lock(millhand.worker_lock(worker_id));
-        ELSIF NOT pg_try_advisory_lock(millhand.worker_lock(worker_id)) THEN
-            RETURN NULL;
+        ELSE
+            -- A session that was just told to end takes a moment, and no longer.
+            FOR n IN 1..10 LOOP
+                is_free := pg_try_advisory_lock(millhand.worker_lock(worker_id));
+                EXIT WHEN is_free;
+                PERFORM pg_sleep(0.005);
+            END LOOP;
+            IF NOT is_free THEN
+                RETURN NULL;
+            END IF;
         END IF;
         PERFORM pg_advisory_unlock(millhand.worker_lock(worker_id));
         -- And as in dispatch: whoever hangs a bell before this commits looks again.

@@ -59,6 +59,7 @@ pub(super) fn of_client(error: &postgres::Error) -> bool {
         "error serializing",
         "error deserializing",
         "error encoding",
+        "error performing TLS",
         "invalid",
         "expected",
         "query",

@@ -57,13 +57,11 @@ impl Cgroups {
         Ok(Cgroup { folder, entry })
     }
 
-    /// Kills what began under any lease but `spared`; it may take a moment to be dead.
-    pub(crate) fn kill_all(&self, spared: Option<u64>) {
-        let spared = spared.map(|lease| lease.to_string());
+    /// Kills what began under leases of which this holds; it may take a moment to be dead.
+    pub(crate) fn kill_all(&self, is_meant: impl Fn(u64) -> bool) {
         for lease in subfolders(&self.folder) {
-            if spared.is_none()
-                || lease.file_name().and_then(|name| name.to_str()) != spared.as_deref()
-            {
+            let number = lease.file_name().and_then(|name| name.to_str()?.parse().ok());
+            if number.is_some_and(&is_meant) {
                 kill(&lease);
             }
         }

@@ -138,8 +138,7 @@ impl Running {
         orphans::end(self.mark, self.group);
         self.read();
         self.report(context);
-        let status = self.child.wait();
-        shared.warden.remove(self.group);
+        let status = shared.warden.take_leave(&mut self.child);
         self.outcome(status)
     }
 

@@ -12,7 +12,7 @@ use super::clock::Moment;
 use super::inbox::Event;
 use super::lease::{Activity, LEASE_SHARE, Lease};
 use super::sweeper::Sweeper;
-use super::{Shared, Sight, orphans};
+use super::{Shared, Sight};
 use crate::db;
 use crate::error::{self, Error};
 use crate::task::TaskId;
@@ -34,6 +34,8 @@ struct Housekeeper<'a> {
     next_poll: Instant,
     n_turns: u64,
     sweeper: Sweeper<'a>,
+    /// Of the server, where it tells.
+    timeline: Option<i64>,
     /// What workers of this process own and do not run, and since when that is seen.
     not_run: HashMap<(i64, i64), Instant>,
 }
@@ -41,6 +43,7 @@ struct Housekeeper<'a> {
 /// A connection with its statements prepared.
 struct Session {
     client: Client,
+    timeline: Option<i64>,
     poll: Statement,
     beat: Statement,
 }
@@ -57,6 +60,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         next_poll: Instant::now(),
         n_turns: 0,
         sweeper: Sweeper::new(shared),
+        timeline: None,
         not_run: HashMap::new(),
     };
     let mut session: Option<Session> = None;
@@ -65,7 +69,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
             None => Session::open(shared).and_then(|opened| {
-                housekeeper.begin_session();
+                housekeeper.begin_session(opened.timeline);
                 if std::mem::take(&mut warned) {
                     log::info!("housekeeper: connected again");
                 }
@@ -82,12 +86,6 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
                 // If this connection is gone, the workers' may be, too.
                 shared.tell_all(Event::Verify);
             }
-        }
-        if shared.offer.look() {
-            shared.back_end.ring();
-        }
-        if shared.registry.has_commands() {
-            orphans::reap(shared.owns_process, |process| shared.warden.knows(process));
         }
         // Their threads see it themselves when they look; the warden acts at
         // the same time, should nobody here be able to.
@@ -120,7 +118,9 @@ impl Session {
                 "SET lock_timeout = {patience}; SET statement_timeout = {patience}"
             ))
             .map_err(fail)?;
+        let timeline = include_str!("../../sql/queries/timeline.sql");
         Ok(Session {
+            timeline: client.query_one(timeline, &[]).map_err(fail)?.get(0),
             poll: client.prepare(include_str!("../../sql/queries/poll.sql")).map_err(fail)?,
             beat: client.prepare(include_str!("../../sql/queries/beat.sql")).map_err(fail)?,
             client,
@@ -161,7 +161,11 @@ impl Housekeeper<'_> {
     /// positions holds. And a heartbeat comes before the first poll, to end the
     /// leases of workers whose rows are not there: what is learned here of
     /// positions is not for them.
-    fn begin_session(&mut self) {
+    fn begin_session(&mut self, timeline: Option<i64>) {
+        if timeline.is_none() || timeline != self.timeline {
+            self.sweeper.forget();
+        }
+        self.timeline = timeline;
         (self.sight, self.mark, self.mark_xid) = (Sight::default(), None, None);
         self.shared.set_sight(Sight::default());
         (self.next_beat, self.next_poll) = (Instant::now(), Instant::now());

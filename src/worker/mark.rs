@@ -4,11 +4,11 @@
 //! inherits that: a child that leaves its process group, that outlives its parent, that
 //! clears its environment. The limit is the processor time that a real-time process may
 //! take without a pause (`RLIMIT_RTTIME`); a mark is a number of microseconds of more than
-//! a hundred thousand years, so it limits nothing. No process can raise it again, but for
-//! one that may raise any limit (`CAP_SYS_RESOURCE`).
+//! a hundred thousand years, so it limits nothing. It is lost only where a process sets
+//! this very limit for itself (`ulimit -R`, a daemon that means to be real-time).
 
-use std::io;
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
@@ -92,56 +92,103 @@ pub(crate) fn check() -> Result<(), Error> {
     Ok(())
 }
 
-/// Kills all processes of a worker process that bear a mark of one of its leases but
-/// `spared`, and does not return before a look finds none, or until `deadline`; whether
-/// none is left.
-pub(crate) fn kill_all(process: &str, spared: Option<u64>, deadline: Option<Moment>) -> bool {
+/// Which marks of a worker process are meant.
+pub(crate) enum Leases {
+    All,
+    But(u64),
+    /// Those under which something began that long ago.
+    BegunBefore(Moment),
+}
+
+/// Kills all processes of a worker process with such marks, and does not return before a
+/// look finds none, or until `deadline`; whether none is left.
+pub(crate) fn kill_all(process: &str, leases: &Leases, deadline: Option<Moment>) -> bool {
     let process = number(process);
-    let spared = spared.map(lease_number);
+    let is_meant: Box<dyn Fn(u16) -> bool> = match leases {
+        Leases::All => Box::new(|_| true),
+        Leases::But(spared) => {
+            let spared = lease_number(*spared);
+            Box::new(move |lease| lease != spared)
+        }
+        Leases::BegunBefore(moment) => {
+            let old = leases_before(process, *moment);
+            Box::new(move |lease| old.contains(&lease))
+        }
+    };
     // A child between fork and its mark gets that a moment later, and then looks whether
     // its lease has ended: two clean looks in a row, a little apart.
     let mut n_clean = 0;
+    let mut pause = FIRST_PAUSE;
     while n_clean < 2 {
-        if kill_once(|mark| mark.process == process && Some(mark.lease) != spared) {
-            n_clean = 0;
-        } else {
+        let alive = kill_once(|mark| mark.process == process && is_meant(mark.lease));
+        if alive.is_empty() {
             n_clean += 1;
+        } else {
+            n_clean = 0;
+            pause = (pause * 2).min(LAST_PAUSE);
+            if pause == LAST_PAUSE {
+                log::warn!("processes that cannot be killed: {alive:?}; trying again");
+            }
         }
         if n_clean < 2 && deadline.is_some_and(Moment::has_passed) {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(pause);
     }
     true
 }
 
-/// Kills every process of whose mark this holds; whether there was one alive.
-fn kill_once(is_meant: impl Fn(Mark) -> bool) -> bool {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
-    let mut found = false;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
-        else {
-            continue;
-        };
+/// Pauses between two looks: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Kills every process of whose mark this holds; those that were alive.
+fn kill_once(is_meant: impl Fn(Mark) -> bool) -> Vec<Pid> {
+    let mut found = Vec::new();
+    for (pid, folder) in processes() {
         // Opened before the look, so that the signal cannot hit a successor.
         let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        if Mark::in_folder(&entry.path()).is_some_and(&is_meant) && !is_dead(&entry.path()) {
-            found = true;
+        if Mark::in_folder(&folder).is_some_and(&is_meant) && is_alive(&folder) {
+            found.push(pid);
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
         }
     }
     found
 }
 
-/// Whether it is dead, and its parent has yet to notice.
-fn is_dead(folder: &Path) -> bool {
-    let stat: io::Result<String> = std::fs::read_to_string(folder.join("stat"));
-    // Its name, which may hold anything, stands in parentheses before the state.
-    stat.is_ok_and(|stat| {
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+/// The leases in the marks of those processes that began before this moment. What such a
+/// process started later bears the same.
+fn leases_before(process: u32, moment: Moment) -> HashSet<u16> {
+    let old = processes().filter(|(_, folder)| began(folder).is_some_and(|began| began < moment));
+    let marks = old.filter_map(|(_, folder)| Mark::in_folder(&folder));
+    marks.filter(|mark| mark.process == process).map(|mark| mark.lease).collect()
+}
+
+fn processes() -> impl Iterator<Item = (Pid, PathBuf)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        Some((pid, entry.path()))
     })
+}
+
+/// What `stat` says after the name, which may hold anything and stands in parentheses.
+fn stat(folder: &Path) -> Option<String> {
+    let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())
+}
+
+/// Whether it can still do anything. One whose first thread has ended looks dead while
+/// others run.
+fn is_alive(folder: &Path) -> bool {
+    let Some(stat) = stat(folder) else { return false };
+    let n_threads = stat.split_whitespace().nth(17).and_then(|n| n.parse().ok()).unwrap_or(1);
+    !stat.starts_with(['Z', 'X']) || n_threads > 1
+}
+
+fn began(folder: &Path) -> Option<Moment> {
+    let ticks: u64 = stat(folder)?.split_whitespace().nth(19)?.parse().ok()?;
+    Some(Moment::from_nanos(ticks * (1_000_000_000 / rustix::param::clock_ticks_per_second())))
 }
 
 #[cfg(test)]

@@ -119,31 +119,34 @@ impl Offer {
 
     /// Looks whether what could not begin might now; true if something is offered again.
     pub(super) fn look(&self) -> bool {
+        let (machine, handlers) = {
+            let state = self.lock();
+            let is_due =
+                |trouble: &Trouble| trouble.next_look.is_some_and(|next| next <= Instant::now());
+            let due = state.troubles.iter().filter(|(_, trouble)| is_due(trouble));
+            let handlers: Vec<String> = due.map(|(handler, _)| handler.clone()).collect();
+            (state.machine.as_ref().is_some_and(is_due), handlers)
+        };
+        // File systems may hang: nobody waits behind a lock meanwhile.
+        let is_able = machine.then(|| working_directory(&self.folder, &self.process).is_ok());
+        let can_run =
+            |handler: &String| self.all[handler].as_deref().and_then(cannot_run).is_none();
+        let handlers: Vec<(String, bool)> =
+            handlers.into_iter().map(|handler| (handler.clone(), can_run(&handler))).collect();
         let mut state = self.lock();
-        let now = Instant::now();
-        let is_due = |trouble: &Trouble| trouble.next_look.is_some_and(|next| next <= now);
         let mut is_better = false;
-        if let Some(trouble) = state.machine.as_mut().filter(|trouble| is_due(trouble)) {
-            match working_directory(&self.folder, &self.process) {
-                Ok(_) => {
-                    trouble.next_look = None;
-                    is_better = true;
-                    log::info!("commands are taken again");
-                }
-                Err(_) => trouble.wait(now),
+        if let (Some(is_able), Some(trouble)) = (is_able, &mut state.machine) {
+            is_better |= trouble.seen(is_able);
+            if is_able {
+                log::info!("commands are taken again");
             }
         }
-        for (handler, trouble) in &mut state.troubles {
-            if !is_due(trouble) {
-                continue;
-            }
-            match self.all[handler].as_deref().and_then(cannot_run) {
-                None => {
-                    trouble.next_look = None;
-                    is_better = true;
+        for (handler, can_run) in handlers {
+            if let Some(trouble) = state.troubles.get_mut(&handler) {
+                is_better |= trouble.seen(can_run);
+                if can_run {
                     log::info!("handler `{handler}` is offered again");
                 }
-                Some(_) => trouble.wait(now),
             }
         }
         if is_better {
@@ -167,9 +170,15 @@ impl Offer {
 }
 
 impl Trouble {
-    fn wait(&mut self, now: Instant) {
-        self.pause = (self.pause * 2).min(LAST_PAUSE);
-        self.next_look = Some(now + self.pause);
+    /// It was looked at, and may be over; the same is returned.
+    fn seen(&mut self, may_be_over: bool) -> bool {
+        self.next_look = if may_be_over {
+            None
+        } else {
+            self.pause = (self.pause * 2).min(LAST_PAUSE);
+            Some(Instant::now() + self.pause)
+        };
+        may_be_over
     }
 }
 

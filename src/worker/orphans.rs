@@ -4,6 +4,9 @@
 //! orphans of a system to its init. So all that a command started is below it while it
 //! lives, and is a child of this process, or below one, when it has died.
 
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::mark::Mark;
@@ -33,11 +36,23 @@ pub(crate) fn end(mark: Mark, leader: Pid) {
             if pid != leader && Mark::of(pid) == Some(mark) {
                 n_clean = 0;
                 let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-                // Its children come to us before this returns.
-                let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd));
-                let _ = rustix::process::waitid(id, WaitIdOptions::EXITED);
+                wait_for_death(&pidfd, pid);
+                // Its children have come to us by now.
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options);
             }
         }
+    }
+}
+
+/// Waits until it is dead, which is in a moment; unless it runs as another user, or hangs in
+/// the kernel. Nobody else may have the task's resources before.
+fn wait_for_death(pidfd: &OwnedFd, pid: Pid) {
+    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    while matches!(rustix::event::poll(&mut fds, Some(&patience)), Ok(0)) {
+        log::warn!("process {pid} was left by a command and cannot be killed; waiting for its end");
+        let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a worker waits for what passes: a server that is not there yet, or refuses for
 //! the moment, workers of another type that are still online.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -12,33 +13,53 @@ use crate::error::{self, Error};
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Pauses that grow, and a line for each new reason.
+/// Pauses that grow.
 pub(super) struct Patience {
     pause: Duration,
-    said: String,
+    was_needed: bool,
 }
+
+/// What was said last of what is waited for: many threads wait for the same, and one line
+/// says so.
+#[derive(Default)]
+pub(super) struct News(Mutex<String>);
 
 impl Patience {
     pub(super) fn new() -> Patience {
-        Patience { pause: FIRST_PAUSE, said: String::new() }
+        Patience { pause: FIRST_PAUSE, was_needed: false }
     }
 
-    /// An attempt has failed: says so, unless that was why the last one failed, and
-    /// returns how long to wait before the next.
-    pub(super) fn after(&mut self, who: &str, error: &Error) -> Duration {
+    /// An attempt has failed: says so, unless that is no news, and returns how long to wait
+    /// before the next.
+    pub(super) fn after(&mut self, news: &News, error: &Error) -> Duration {
         let reason = error::chain(error);
-        if reason != self.said {
-            log::warn!("{who}{reason}; trying again");
-            self.said = reason;
+        let mut said = news.lock();
+        if reason != *said {
+            log::warn!("{reason}; trying again");
+            *said = reason;
         }
         let pause = self.pause;
         self.pause = (pause * 2).min(LAST_PAUSE);
+        self.was_needed = true;
         pause
     }
 
     /// Whether an attempt has failed.
     pub(super) fn was_needed(&self) -> bool {
-        !self.said.is_empty()
+        self.was_needed
+    }
+}
+
+impl News {
+    /// An attempt has succeeded; says so where trouble was told of.
+    pub(super) fn is_over(&self) {
+        if !std::mem::take(&mut *self.lock()).is_empty() {
+            log::info!("connected again");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -47,12 +68,12 @@ pub(super) fn wait_for<T>(
     requests: &Receiver<Shutdown>,
     mut attempt: impl FnMut() -> Result<T, Error>,
 ) -> Result<Option<T>, Error> {
-    let mut patience = Patience::new();
+    let (mut patience, news) = (Patience::new(), News::default());
     loop {
         match error::guard("could not start", &mut attempt) {
             Ok(value) => return Ok(Some(value)),
             Err(error) if error.is_unavailable() => {
-                let pause = patience.after("", &error);
+                let pause = patience.after(&news, &error);
                 if requests.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                     return Ok(None);
                 }

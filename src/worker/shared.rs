@@ -10,11 +10,13 @@ use postgres::Client;
 use rustix::process::Rlimit;
 
 use super::Control;
+use super::caretaker::Caretaker;
 use super::cgroup::Cgroups;
 use super::claim::{BackEnd, Previous};
 use super::inbox::{Event, Mailbox};
 use super::lease::{Activity, Lease};
 use super::offer::Offer;
+use super::patience::News;
 use super::warden::{self, Warden};
 use crate::config::WorkerType;
 use crate::error::Error;
@@ -70,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) control: Control,
     pub(super) name_template: String,
     pub(super) working_directory: PathBuf,
+    pub(super) news: News,
+    pub(super) caretaker: Caretaker,
     pub(super) sight: Mutex<Arc<Sight>>,
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) leases: Mutex<BTreeMap<i64, Arc<Lease>>>,
@@ -129,8 +133,7 @@ impl Shared {
                 &task.map(|(.., attempt)| attempt),
             ],
         );
-        let doing = || format!("could not register worker {name}");
-        row.map(|row| row.get(0)).map_err(|error| Error::postgres(&doing(), error))
+        row.map(|row| row.get(0)).map_err(|error| Error::postgres("could not register", error))
     }
 
     /// Takes the row of a worker away, which owns nothing by now.

@@ -1,6 +1,7 @@
 //! Settles dead workers, as a part of housekeeping.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use postgres::Client;
@@ -45,61 +46,86 @@ impl<'a> Sweeper<'a> {
         Ok(())
     }
 
+    /// What was seen was on another server, which may have known of more heartbeats.
+    pub(super) fn forget(&mut self) {
+        (self.watch, self.unknown_owners) = (Watch::default(), Vec::new());
+    }
+
     /// Settles who was watched to be dead, each in a transaction of its own: one that
     /// cannot be settled holds up no other.
     pub(super) fn sweep(&mut self, client: &mut Client) -> Result<(), Error> {
         let deadline = Moment::now().after(self.shared.identity.ttl / 6);
-        // By process: whether all that it left on this host is dead.
-        let mut remains: HashMap<String, bool> = HashMap::new();
+        let mut remains = HashMap::new();
+        let mut has_settled = false;
         for (worker, heartbeat) in self.watch.missing() {
             // Heartbeats come first; what is left is for the next look.
             if deadline.has_passed() {
                 break;
             }
-            let reason = match self.settle(client, worker, heartbeat, &mut remains, deadline)? {
-                None => {
+            match self.settle(client, (worker, heartbeat), &mut remains, deadline)? {
+                Fate::Settled => {
                     self.watch.forget(worker);
-                    self.shared.back_end.tidy_up();
-                    continue;
+                    has_settled = true;
                 }
-                Some(reason) => reason,
-            };
-            if self.watch.could_not_settle(worker) {
-                log::warn!(
-                    "worker {worker} is missing and cannot be settled: {reason}; \
-                     its tasks keep their resources meanwhile"
-                );
+                Fate::LeftToOthers => {}
+                Fate::HeldUp(reason) => {
+                    if self.watch.could_not_settle(worker) {
+                        log::warn!(
+                            "worker {worker} is missing and cannot be settled: {reason}; \
+                             its tasks keep their resources meanwhile"
+                        );
+                    }
+                }
             }
+        }
+        if has_settled {
+            self.shared.back_end.tidy_up();
+        }
+        for (process, remains) in remains {
+            self.clear_away(client, &process, remains)?;
         }
         Ok(())
     }
 
-    /// Settles a missing worker, or says why it cannot be settled.
+    /// Settles a missing worker, after what its process has left on this host.
     fn settle(
         &self,
         client: &mut Client,
-        worker: i64,
-        heartbeat: i64,
-        remains: &mut HashMap<String, bool>,
+        (worker, heartbeat): (i64, i64),
+        remains: &mut HashMap<String, Remains>,
         deadline: Moment,
-    ) -> Result<Option<String>, Error> {
-        if let Some(process) = self.dead_process(client, worker)? {
-            let is_clean = *remains.entry(process).or_insert_with_key(|process| {
-                let is_clean = warden::end_remains(process, deadline);
-                warden::remove_directories(&self.shared.working_directory, process);
-                is_clean
-            });
-            if !is_clean {
-                return Ok(Some("what it left on this host cannot be killed".to_owned()));
+    ) -> Result<Fate, Error> {
+        let fail = |error| Error::postgres("could not look for a missing process", error);
+        let query = include_str!("../../sql/queries/worker_process.sql");
+        if let Some(row) = client.query_opt(query, &[&worker]).map_err(fail)? {
+            let (process, host): (String, String) = (row.get(0), row.get(1));
+            let (its, neighbours): (Vec<i64>, Vec<i64>) = (row.get(2), row.get(3));
+            let identity = &self.shared.identity;
+            // Who is on its host can end what it left, should its warden be dead, too.
+            if host != identity.hostname
+                && neighbours.iter().any(|id| !self.watch.is_missing(*id))
+                && !self.watch.is_long_missing(worker)
+            {
+                return Ok(Fate::LeftToOthers);
+            }
+            // One row may be left over while its process lives and works under others.
+            let is_dead = its.iter().all(|id| self.watch.is_missing(*id));
+            if is_dead && process != identity.process {
+                let seen = self.watch.last_seen(worker);
+                let remains = remains.entry(process).or_insert_with_key(|process| Remains {
+                    is_dead: warden::end_remains(process, seen, deadline),
+                    directories: warden::remains_of(process, &self.shared.working_directory),
+                });
+                if !remains.is_dead {
+                    let reason = "what it left on this host cannot be killed";
+                    return Ok(Fate::HeldUp(reason.to_owned()));
+                }
             }
         }
-        let settled = client.query_one(
-            include_str!("../../sql/queries/settle_missing.sql"),
-            &[&worker, &heartbeat],
-        );
-        match settled.map(|row| row.get::<_, Option<i32>>(0)) {
-            Ok(Some(_)) => Ok(None),
-            Ok(None) => Ok(Some(
+        let settle = include_str!("../../sql/queries/settle_missing.sql");
+        match client.query_one(settle, &[&worker, &heartbeat]).map(|row| row.get(0)) {
+            Ok(Some::<i32>(_)) => Ok(Fate::Settled),
+            Ok(None) => Ok(Fate::HeldUp(
                 "its session cannot be ended, because its server process stands still or is \
                  another role's (grant pg_signal_backend), or somebody keeps a row locked"
                     .to_owned(),
@@ -109,22 +135,40 @@ impl<'a> Sweeper<'a> {
                 if client.is_closed() {
                     return Err(error);
                 }
-                Ok(Some(error::chain(&error)))
+                Ok(Fate::HeldUp(error::chain(&error)))
             }
         }
     }
 
-    /// The process of a missing worker, if that is another one and all its workers are
-    /// missing: its warden may be dead, too. (One row may be left over while its process
-    /// lives and works under others.)
-    fn dead_process(&self, client: &mut Client, worker: i64) -> Result<Option<String>, Error> {
-        let query = include_str!("../../sql/queries/worker_process.sql");
+    /// Has the working directories of a dead process removed that were there before it was
+    /// seen to have no workers: what it makes later, should it come back, is not among them.
+    fn clear_away(
+        &self,
+        client: &mut Client,
+        process: &str,
+        remains: Remains,
+    ) -> Result<(), Error> {
         let row = client
-            .query_opt(query, &[&worker])
+            .query_one(include_str!("../../sql/queries/has_workers.sql"), &[&process])
             .map_err(|error| Error::postgres("could not look for a missing process", error))?;
-        let Some(row) = row else { return Ok(None) };
-        let (process, workers): (String, Vec<i64>) = (row.get(0), row.get(1));
-        let is_dead = workers.iter().all(|worker| self.watch.is_missing(*worker));
-        Ok(Some(process).filter(|process| is_dead && *process != self.shared.identity.process))
+        if !row.get::<_, bool>(0) {
+            self.shared.caretaker.remove(remains.directories);
+        }
+        Ok(())
     }
+}
+
+/// What came of an attempt to settle a missing worker.
+enum Fate {
+    /// It is, or it was alive after all.
+    Settled,
+    /// Those on its host come first.
+    LeftToOthers,
+    HeldUp(String),
+}
+
+/// What a dead process has left on this host.
+struct Remains {
+    is_dead: bool,
+    directories: Vec<PathBuf>,
 }

@@ -39,7 +39,7 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
                 {
                     return Err(error);
                 }
-                let pause = patience.after(&format!("worker {name}: "), &error);
+                let pause = patience.after(&shared.news, &error);
                 if inbox.is_draining() {
                     return match previous {
                         // What it owned is swept by others.
@@ -52,8 +52,8 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
             }
             Err(error) => return Err(error),
         };
-        if patience.was_needed() || previous.is_some() {
-            log::info!("worker {name}: connected again");
+        if patience.was_needed() {
+            shared.news.is_over();
         }
         patience = Patience::new();
         let lease = shared.joined(index, claims.worker());

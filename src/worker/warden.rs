@@ -31,7 +31,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::clock::Moment;
 use crate::error::{self, Error};
 pub use process::run;
-pub(crate) use process::{directory_prefix, end_remains, remove_directories};
+pub(crate) use process::{directory_prefix, end_remains, remains_of, remove};
 
 /// Pauses before a warden is replaced: first, and at most. The first comes
 /// again after one that has lived for a while.
@@ -147,12 +147,15 @@ impl Warden {
         link.say(&format!("+{lease} {number}\n"));
     }
 
-    /// It has ended, and its number may be somebody else's soon.
-    pub(crate) fn remove(&self, group: Pid) {
-        let number = group.as_raw_nonzero().get();
+    /// It has ended. The warden forgets it before it is waited for, because its number may be
+    /// somebody else's after that.
+    pub(crate) fn take_leave(&self, leader: &mut Child) -> std::io::Result<ExitStatus> {
+        let number = Pid::from_child(leader).as_raw_nonzero().get();
         let mut link = self.lock();
-        link.groups.remove(&number);
         link.say(&format!("-{number}\n"));
+        let status = leader.wait();
+        link.groups.remove(&number);
+        status
     }
 
     /// The worker's rows were renewed; this is when its leases end.

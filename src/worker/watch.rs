@@ -70,6 +70,17 @@ impl Watch {
         self.seen.get(&id).is_some_and(Seen::is_missing)
     }
 
+    /// Whether it is missing for so long that nobody can be waited for who should have
+    /// settled it.
+    pub(super) fn is_long_missing(&self, id: i64) -> bool {
+        self.seen.get(&id).is_some_and(|seen| seen.stood_still_for(seen.ttl.mul_f64(1.5)))
+    }
+
+    /// When the last look began that showed it.
+    pub(super) fn last_seen(&self, id: i64) -> Moment {
+        self.seen.get(&id).map_or_else(|| Moment::from_nanos(0), |seen| seen.last)
+    }
+
     /// It could not be settled; whether that is news.
     pub(super) fn could_not_settle(&mut self, id: i64) -> bool {
         let Some(seen) = self.seen.get_mut(&id) else { return false };
@@ -84,7 +95,11 @@ impl Watch {
 
 impl Seen {
     fn is_missing(&self) -> bool {
-        self.last >= self.first.after(self.ttl)
+        self.stood_still_for(self.ttl)
+    }
+
+    fn stood_still_for(&self, time: Duration) -> bool {
+        self.last >= self.first.after(time)
     }
 }
 

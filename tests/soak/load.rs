@@ -17,10 +17,10 @@ use crate::support::process::{Workshop, run};
 
 /// Dispatchers wait while more tasks are unfinished: so the queue is neither empty nor
 /// without an end.
-const MOST_UNFINISHED: i64 = 400;
+const MOST_UNFINISHED: i64 = 800;
 
 /// How many resources there are; some are in much demand.
-const N_RESOURCES: u32 = 40;
+const N_RESOURCES: u32 = 100;
 
 /// The last of these may be canceled.
 const N_RECENT: usize = 300;
@@ -101,7 +101,7 @@ impl Load {
         }
         // Workers should have something to do most of the time.
         let is_short = n_unfinished < MOST_UNFINISHED / 2 && rng.bool();
-        let n = if is_short { rng.usize(40..100) } else { rng.usize(1..8) };
+        let n = if is_short { rng.usize(100..200) } else { rng.usize(1..8) };
         let tasks: Vec<NewTask> = (0..n).map(|_| self.task(rng)).collect();
         let ids = match if is_short { rng.u8(9..24) } else { rng.u8(..32) } {
             0..9 => vec![client::dispatch(client, &tasks[0])?],

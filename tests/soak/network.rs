@@ -51,7 +51,11 @@ impl Network {
         }
         remove_remains();
         let taken = output(&["-o", "-4", "address"])?;
-        let number = (1..255).find(|number| !taken.contains(&format!(" 10.213.{number}.")))?;
+        // Two that begin at once begin to look at different numbers.
+        let first = std::process::id() % 254;
+        let mut numbers = (0..254).map(|step| 1 + (first + step) % 254);
+        let number = numbers.find(|number| !taken.contains(&format!(" 10.213.{number}.")))?;
+        let number = u8::try_from(number).ok()?;
         let network =
             Network { bridge: format!("{PREFIX}{}", std::process::id()), number, n_places };
         network.set_up().then_some(network)

@@ -26,7 +26,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(3);
 pub(crate) const LEASE: Duration = Duration::from_millis(2700);
 
 const N_WORKERS: usize = 4;
-const N_THREADS: usize = 3;
+const N_THREADS: usize = 6;
 
 /// Enough for all, and few enough to use up.
 pub(crate) const MAX_CONNECTIONS: u32 = 70;

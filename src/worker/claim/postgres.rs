@@ -96,7 +96,7 @@ impl BackEnd for PostgresBackEnd {
     ) -> Result<Box<dyn Claims + 'a>, Error> {
         let purpose = format!("millhand worker {name}");
         let mut client = db::connect_for_long(&shared.url, &purpose)?;
-        let fail = |error| Error::postgres(&format!("could not register worker {name}"), error);
+        let fail = |error| Error::postgres("could not register", error);
         // Before it registers: whoever is online is ready.
         client.batch_execute(self.way.rehearsal()).map_err(fail)?;
         let worker = shared.register(&mut client, name, self.way.worker_type(), None, previous)?;

@@ -73,6 +73,11 @@ pub(super) fn start(
             .env("MILLHAND_ATTEMPT", context.attempt().to_string())
             .env("MILLHAND_WORKER", worker_name);
         let permit = shared.warden.permit().ok_or(NotBegun::TooLate)?;
+        // In this order: a permit of a lease that began after this worker's own has ended
+        // is none for it.
+        if context.inbox.is_lost() {
+            return Err(NotBegun::TooLate);
+        }
         let mark = Mark::new(&shared.identity.process, permit.lease, thread);
         let cgroup = match &shared.cgroups {
             Some(cgroups) => Some(
@@ -157,6 +162,9 @@ fn not_started(
         Errno::LOOP,
         Errno::NAMETOOLONG,
         Errno::TXTBSY,
+        Errno::INVAL,
+        Errno::LIBBAD,
+        Errno::STALE,
     ];
     if !directory.is_dir() || !is_program.iter().any(|errno| is(&error, *errno)) {
         return Err(NotBegun::Machine(said));
@@ -205,12 +213,11 @@ fn watched(
         Err(error) => {
             // It has begun, so it is not for others to repeat.
             kill(group, Signal::KILL);
-            let _ = child.wait();
             if let Some(cgroup) = &cgroup {
                 cgroup.end();
             }
+            let _ = shared.warden.take_leave(&mut child);
             orphans::end(mark, group);
-            shared.warden.remove(group);
             return Err(format!("could not watch the command: {error}"));
         }
     };

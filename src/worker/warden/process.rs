@@ -2,9 +2,10 @@
 //! gone.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::error::Error;
 use crate::lock_store::{Link, LockStore, abandoned};
 use crate::worker::cgroup::Cgroups;
 use crate::worker::clock::Moment;
-use crate::worker::mark;
+use crate::worker::mark::{self, Leases};
 
 /// What the warden process does: reads `MILLHAND_WARDEN_OF`, the ttl and the
 /// database from its environment, and its worker from stdin. Returns when its
@@ -47,12 +48,15 @@ pub fn run() -> Result<(), Error> {
     if charge.watch(&mut BufReader::new(stdin.lock()), &mut std::io::stdout())? {
         return Ok(());
     }
-    charge.kill(None);
+    charge.kill(None, None);
     let process = charge.process;
     let deadline = Moment::now().after(ttl);
     let settled = settle(&process, deadline).and_then(|()| release(&process, deadline));
     if let Some(folder) = std::env::var_os("MILLHAND_WORKING_DIRECTORY") {
-        remove_directories(Path::new(&folder), &process);
+        // They may be large, so this comes after its tasks have been settled.
+        for directory in remains_of(&process, Path::new(&folder)) {
+            remove(&directory);
+        }
     }
     if let Some(cgroups) = Cgroups::of(&process) {
         cgroups.remove();
@@ -90,7 +94,7 @@ impl Charge {
             if !input.has_line_before(&alarm) {
                 // The end had passed, and after that nothing stood in the pipe: the worker
                 // is frozen or cut off.
-                self.kill(None);
+                self.kill(None, Some(Moment::now().after(PATIENCE)));
                 self.lease_end = None;
                 continue;
             }
@@ -108,7 +112,7 @@ impl Charge {
                 ["begin", lease] => {
                     self.lease = number(lease);
                     if self.lease > 0 {
-                        self.kill(Some(self.lease));
+                        self.kill(Some(self.lease), Some(Moment::now().after(PATIENCE)));
                     }
                     // If the worker is gone already, its pipe says so, too.
                     let _ = writeln!(output, "ready {}", self.lease);
@@ -134,32 +138,30 @@ impl Charge {
     }
 
     /// Kills all that began under other leases than `spared`, and does not return before
-    /// that is dead.
-    fn kill(&self, spared: Option<u64>) {
+    /// that is dead, or until `deadline`.
+    fn kill(&self, spared: Option<u64>, deadline: Option<Moment>) {
         for (group, lease) in &self.groups {
             if Some(*lease) != spared {
                 kill_group(*group);
             }
         }
+        let leases = spared.map_or(Leases::All, Leases::But);
         if let Some(cgroups) = &self.cgroups {
-            cgroups.kill_all(spared);
+            cgroups.kill_all(|lease| Some(lease) != spared);
         }
-        mark::kill_all(&self.process, spared, None);
+        mark::kill_all(&self.process, &leases, deadline);
     }
 }
 
-/// Ends what a dead worker process, and its warden, have left on this host; false if some
-/// of that is not dead by `deadline`.
-pub(crate) fn end_remains(process: &str, deadline: Moment) -> bool {
-    let cgroups = Cgroups::of(process);
-    if let Some(cgroups) = &cgroups {
-        cgroups.kill_all(None);
-    }
-    let is_clean = mark::kill_all(process, None, Some(deadline));
-    if let Some(cgroups) = &cgroups {
-        cgroups.remove();
-    }
-    is_clean
+/// For how long a living worker waits for what cannot be killed, such as what runs as
+/// another user. Its thread waits for longer: its task is not ended before.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ends what a dead worker process, and its warden, have left on this host: what began
+/// before `moment`, when it was dead, because it may come back just now. False if some of
+/// that is not dead by `deadline`.
+pub(crate) fn end_remains(process: &str, moment: Moment, deadline: Moment) -> bool {
+    mark::kill_all(process, &Leases::BegunBefore(moment), Some(deadline))
 }
 
 /// Tells of a moment on a clock that goes on while the host sleeps, as the time limit of
@@ -230,18 +232,19 @@ pub(crate) fn directory_prefix(process: &str) -> String {
     format!("millhand-task-{process}-")
 }
 
-/// Removes the working directories that the dead worker could not. They may be
-/// large, so this comes after its tasks have been settled.
-pub(crate) fn remove_directories(folder: &Path, process: &str) {
-    let prefix = directory_prefix(process);
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes())
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
-        {
-            log::warn!("could not remove {}: {error}", entry.path().display());
-        }
+pub(crate) fn remove(directory: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(directory) {
+        log::warn!("could not remove {}: {error}", directory.display());
     }
+}
+
+/// The working directories that a dead worker could not remove.
+pub(crate) fn remains_of(process: &str, folder: &Path) -> Vec<PathBuf> {
+    let prefix = directory_prefix(process);
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let is_its = |name: &OsStr| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    let entries = entries.flatten().filter(|entry| is_its(&entry.file_name()));
+    entries.map(|entry| entry.path()).collect()
 }
 
 /// Ends the tasks of the dead worker in the table. Tries for as long as nobody

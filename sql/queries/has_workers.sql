@@ -1,0 +1,2 @@
+-- Whether a process ($1) has workers.
+SELECT EXISTS (SELECT FROM millhand.worker w WHERE w.process = $1::text)
