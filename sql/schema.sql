@@ -407,12 +407,6 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION millhand.forget_freed() RETURNS void
-    LANGUAGE sql
-    AS $$
-    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked)
-$$;
-
 CREATE FUNCTION millhand.forget_unknown_workers(process text) RETURNS void
     LANGUAGE sql
     AS $_$
@@ -1532,13 +1526,6 @@ $$;
 CREATE FUNCTION millhand.unblocking_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT pg_catalog.hashint8extended(4, 7305)$$;
-
-CREATE FUNCTION millhand.unknown_owners() RETURNS SETOF bigint
-    LANGUAGE sql
-    AS $$
-    SELECT DISTINCT t.owner FROM millhand.task t
-     WHERE t.owner IS NOT NULL AND NOT EXISTS (SELECT FROM millhand.worker w WHERE w.id = t.owner)
-$$;
 
 CREATE FUNCTION millhand.unlock(task_id bigint, exclusive text[], shared text[]) RETURNS void
     LANGUAGE plpgsql

@@ -7,21 +7,6 @@ LANGUAGE sql AS $$
      WHERE id = ANY ($1) RETURNING id
 $$;
 
--- Owners of tasks that have no row as a worker: a server that lost commits may have
--- kept the start of a task and not the registration, or their worker is settled in
--- this moment.
-CREATE OR REPLACE FUNCTION millhand.unknown_owners() RETURNS SETOF bigint
-LANGUAGE sql AS $$
-    SELECT DISTINCT t.owner FROM millhand.task t
-     WHERE t.owner IS NOT NULL AND NOT EXISTS (SELECT FROM millhand.worker w WHERE w.id = t.owner)
-$$;
-
--- Removes notes that are of no more use, because nothing is parked.
-CREATE OR REPLACE FUNCTION millhand.forget_freed() RETURNS void
-LANGUAGE sql AS $$
-    DELETE FROM millhand.freed WHERE NOT EXISTS (SELECT FROM millhand.parked)
-$$;
-
 -- Sweeps by the database's clock, as housekeepers of version 3 do; those of today call
 -- settle_missing.
 CREATE OR REPLACE FUNCTION millhand.sweep() RETURNS integer

@@ -38,7 +38,6 @@ impl<'a> Sweeper<'a> {
     /// more use.
     pub(super) fn look_for_unknown_owners(&mut self, client: &mut Client) -> Result<(), Error> {
         let fail = |error| Error::postgres("could not look for what is left over", error);
-        client.execute(include_str!("../../sql/queries/forget_freed.sql"), &[]).map_err(fail)?;
         let rows = client
             .query(include_str!("../../sql/queries/unknown_owners.sql"), &[])
             .map_err(fail)?;

@@ -1,1 +1,0 @@
-SELECT millhand.forget_freed()
