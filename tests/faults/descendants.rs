@@ -1,6 +1,7 @@
 //! What a command has left behind: when its task is final, nothing of it is alive, in
 //! whichever way the task ended and however well the descendants have hidden.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use millhand::{NewTask, TaskId, TaskState, client};
@@ -197,10 +198,34 @@ fn nothing_outlives_a_task_whose_worker_and_warden_were_killed() {
         let warden = home.warden();
         signal_all(&[home.worker(), warden].concat(), Signal::KILL);
         home.expect_nobody(TaskState::Failed);
-        // Nobody is left who knows of the working directory.
-        for entry in fs::read_dir(home.workshop.work()).unwrap().flatten() {
-            fs::remove_dir_all(entry.path()).unwrap();
-        }
+        home.finish();
+    }
+}
+
+/// A worker on another host, which sees none of them, leaves that to the one on this host.
+#[test]
+fn those_on_the_same_host_sweep_first() {
+    for worker_type in WORKER_TYPES {
+        let home = Home::start(worker_type, 0);
+        // It has no handler of ours, so what it sweeps is all that it does.
+        let redis = home.workshop.redis.clone();
+        let elsewhere = Workshop::with_redis(&home.database, redis, "");
+        let mut command = elsewhere.millhand(["worker", "--type", worker_type]);
+        command.env("MILLHAND_TTL", TTL).env("MILLHAND_POLL_INTERVAL", "100ms");
+        let unshare = ["unshare", "--uts", "--pid", "--fork", "--mount-proc"];
+        let rename = ["sh", "-c", "hostname elsewhere && exec \"$0\" \"$@\""];
+        let mut far = WorkerProcess::start(within(&[&unshare[..], &rename].concat(), &command));
+        home.database.wait_for_workers(3);
+        let hosts: BTreeSet<String> = millhand::fleet::workers(&mut home.database.connect())
+            .unwrap()
+            .into_iter()
+            .map(|worker| worker.hostname)
+            .collect();
+        assert_eq!(hosts.len(), 2, "{hosts:?}");
+        signal_all(&[home.worker(), home.warden()].concat(), Signal::KILL);
+        home.expect_nobody(TaskState::Failed);
+        signal_all(&children_of(far.pid()), Signal::TERM);
+        assert!(far.wait(SOON).success(), "{}", far.stderr());
         home.finish();
     }
 }
