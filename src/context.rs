@@ -4,14 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::error::{self, Error};
 use crate::task::{NewTask, TaskId};
 use crate::worker::claim::Claims;
 use crate::worker::inbox::Inbox;
 
-/// How often a task's progress is stored at most; what comes faster is
-/// dropped, and the next report stands for it.
+/// How often a task's progress is stored at most.
 pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The running task, seen from its handler. It lives on the worker's thread.
@@ -23,6 +23,7 @@ pub struct Context<'a> {
     pub(crate) claims: RefCell<&'a mut dyn Claims>,
     pub(crate) inbox: &'a Inbox,
     pub(crate) last_progress: Cell<Option<Instant>>,
+    pub(crate) unstored: RefCell<Option<Box<RawValue>>>,
 }
 
 impl Context<'_> {
@@ -56,6 +57,7 @@ impl Context<'_> {
     /// handler returns after that counts only in the second case.
     #[must_use]
     pub fn is_canceled(&self) -> bool {
+        self.store_due_progress();
         self.inbox.must_end(self.id, *self.claims.borrow_mut())
     }
 
@@ -72,17 +74,34 @@ impl Context<'_> {
         false
     }
 
-    /// Stores how far the handler has come, as JSON of any shape; twice a
-    /// second at most.
+    /// Stores how far the handler has come, as JSON of any shape; twice a second at most.
+    /// Of what comes faster the newest is stored when that time has passed and the handler
+    /// reports or asks whether it should end, at the latest when it has ended.
     pub fn progress(&self, progress: &impl Serialize) {
-        if self.last_progress.get().is_some_and(|last| last.elapsed() < PROGRESS_INTERVAL) {
-            return;
+        match serde_json::value::to_raw_value(progress) {
+            Ok(progress) => *self.unstored.borrow_mut() = Some(progress),
+            Err(error) => log::warn!("progress of task {} cannot be written: {error}", self.id),
         }
+        self.store_due_progress();
+    }
+
+    /// When progress that was reported has to be stored.
+    pub(crate) fn progress_is_due_at(&self) -> Option<Instant> {
+        self.unstored.borrow().as_ref()?;
+        Some(self.last_progress.get().map_or_else(Instant::now, |last| last + PROGRESS_INTERVAL))
+    }
+
+    pub(crate) fn store_due_progress(&self) {
+        if self.progress_is_due_at().is_some_and(|due| due <= Instant::now()) {
+            self.store_progress();
+        }
+    }
+
+    /// Stores what was reported last, if it is not stored yet.
+    pub(crate) fn store_progress(&self) {
+        let Some(progress) = self.unstored.take() else { return };
         self.last_progress.set(Some(Instant::now()));
-        let stored = serde_json::value::to_raw_value(progress)
-            .map_err(|error| Error::Config(error.to_string()))
-            .and_then(|value| self.claims.borrow_mut().set_progress(self.id, &value));
-        if let Err(error) = stored {
+        if let Err(error) = self.claims.borrow_mut().set_progress(self.id, &progress) {
             log::warn!("{}", error::chain(&error));
         }
     }

@@ -10,10 +10,12 @@ mod cli;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    env_logger::Builder::from_env(
-        env_logger::Env::default().default_filter_or("warn,millhand=info"),
-    )
-    .init();
+    env_logger::Builder::new()
+        // What the driver says, with all arguments and results, is for those who name it.
+        .filter_module("tokio_postgres", log::LevelFilter::Warn)
+        .filter_module("postgres", log::LevelFilter::Warn)
+        .parse_env(env_logger::Env::default().default_filter_or("warn,millhand=info"))
+        .init();
     std::panic::set_hook(Box::new(|panic| {
         if !error::is_shortage(panic.payload()) {
             log::error!("{}", panic.to_string().replace('\n', " "));

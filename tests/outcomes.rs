@@ -6,7 +6,7 @@ use millhand::{NewTask, TaskState, client};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::process::{Workshop, run};
+use crate::support::process::{GATE_HANDLERS, Workshop, gate_task, run};
 use crate::support::{SOON, WORKER_TYPES, clean::assert_clean, database::Database, wait_until};
 
 const HANDLERS: &str = r#"
@@ -24,6 +24,8 @@ command = ["sh", "-c", "echo \"$MILLHAND_TASK_ID $MILLHAND_TASK_NAME ${MILLHAND_
 command = ["printf", "a\\377b"]
 [handlers.deaf]
 command = ["sh", "-c", "exec <&- >&- 2>&-; sleep 0.05"]
+[handlers.reporter]
+command = ["sh", "-c", "echo '{\"percent\": 10}' >&3; sleep 0.1; echo '{\"percent\": 50}' >&3; while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done; for n in 97 98 99 100; do echo \"{\\\"percent\\\": $n}\" >&3; done", "{folder}", "{gate}"]
 [handlers.missing]
 command = ["/nonexistent/program"]
 [handlers.plain]
@@ -122,6 +124,27 @@ fn a_command_that_cannot_be_run_is_not_offered_until_it_can() {
             assert_eq!(database.task(*id).state, TaskState::Waiting);
             client::cancel(&mut database.connect(), *id).unwrap();
         }
+        worker.stop(Signal::TERM);
+        assert_clean(&database, &workshop);
+    }
+}
+
+#[test]
+fn the_newest_progress_is_stored_soon_and_at_the_end() {
+    for worker_type in WORKER_TYPES {
+        let database = Database::new();
+        let workshop = Workshop::new(&database, &format!("{GATE_HANDLERS}{HANDLERS}"));
+        let worker = workshop.worker(worker_type, &[]);
+        let gate = gate_task(&workshop, "reporter", "a");
+        let id = database.dispatch(&gate);
+        // Reported right after another one, and then nothing for long.
+        wait_until(&database, "the second report", SOON, || {
+            let progress = database.task(id).progress;
+            if progress == Some(json!({ "percent": 50 })) { Ok(()) } else { Err(progress) }
+        });
+        workshop.open_gate("a");
+        let task = database.wait_for_state(id, TaskState::Completed);
+        assert_eq!(task.progress, Some(json!({ "percent": 100 })));
         worker.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }

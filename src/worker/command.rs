@@ -121,8 +121,9 @@ impl Running {
                     }
                 }
             }
-            let timeout = if killed { None } else { kill_at };
-            if self.poll(context, timeout) {
+            let deadline = if killed { None } else { kill_at };
+            let deadlines = [deadline, context.progress_is_due_at()];
+            if self.poll(context, deadlines.into_iter().flatten().min()) {
                 break;
             }
             self.write_args();

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use postgres::types::Json;
 use serde_json::value::{RawValue, to_raw_value};
@@ -27,8 +28,15 @@ pub(crate) fn run_task(
     claims: &mut dyn Claims,
     thread: usize,
 ) -> Result<Outcome, NotBegun> {
-    log::debug!("worker {worker_name}: task {} `{}` started", task.id, task.name);
-    let Some(handler) = shared.registry.get(&task.name) else {
+    let began = Instant::now();
+    let handler = shared.registry.get(&task.name);
+    // There may be thousands of functions a second.
+    let level = match handler {
+        Some(Handler::Command(_)) => log::Level::Info,
+        _ => log::Level::Debug,
+    };
+    log::log!(level, "worker {worker_name}: task {} `{}` started", task.id, one_line(&task.name));
+    let Some(handler) = handler else {
         return Ok(Outcome::failed(format!("this worker has no handler for `{}`", task.name)));
     };
     let args = match task.args.text() {
@@ -43,6 +51,7 @@ pub(crate) fn run_task(
         claims: RefCell::new(claims),
         inbox,
         last_progress: Cell::new(None),
+        unstored: RefCell::new(None),
     };
     let mut outcome = match handler {
         Handler::Function(function) => {
@@ -56,19 +65,33 @@ pub(crate) fn run_task(
             command::run(shared, worker_name, thread, command, &task.args, &context)?
         }
     };
+    if !inbox.is_lost() {
+        context.store_progress();
+    }
     if !outcome.completed && inbox.is_aborting() && !inbox.is_canceled(context.id) {
         outcome.error = Some(ABORTED.to_owned());
     }
     outcome.error = outcome.error.map(storable);
     outcome.log = outcome.log.map(storable);
     outcome.result = outcome.result.map(|Json(result)| Json(storable_json(result)));
-    log::debug!(
-        "worker {worker_name}: task {} `{}` {}",
-        context.id,
-        context.name,
-        outcome.error.as_deref().unwrap_or("completed")
-    );
+    let told = || {
+        let time = Duration::from_millis(began.elapsed().as_millis() as u64);
+        let (name, time) = (one_line(context.name), humantime::format_duration(time));
+        format!("worker {worker_name}: task {} `{name}` after {time}", context.id)
+    };
+    match &outcome.error {
+        None => log::log!(level, "{}: completed", told()),
+        Some(reason) if inbox.is_canceled(context.id) => {
+            log::log!(level, "{}: ended, as it was canceled: {}", told(), one_line(reason));
+        }
+        Some(reason) => log::warn!("{}: failed: {}", told(), one_line(reason)),
+    }
     Ok(outcome)
+}
+
+/// What a task says, as a line of a log that a terminal may show.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Postgres text holds any character but NUL.
