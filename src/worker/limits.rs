@@ -6,9 +6,10 @@ use rustix::process::{Resource, Rlimit};
 use crate::config::WorkerType;
 use crate::error::Error;
 
-/// What a thread needs while it starts a command: its connection, which is four, its
-/// inbox, and the pipes of the command with both of their ends. (Counted in
-/// `/proc/PID/fd` of a process of 80 threads: 5 each, and 10 more for a command.)
+/// What a thread of type `postgres` needs while it starts a command: its connection and
+/// its inbox, the pipes of the command with both of their ends, and some for files that are
+/// open for a moment. (Counted in `/proc/PID/fd`: 418 of 80 idle threads, and 5 more for
+/// each command that runs.)
 const FILES_A_THREAD: u64 = 16;
 /// And what the process needs beside them.
 const FILES: u64 = 64;
