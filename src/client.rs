@@ -3,8 +3,10 @@
 //! What happens inside a transaction is part of it: rolled back, there is no
 //! task, no cancel and no wake-up.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use postgres::types::{Json, Type};
 use postgres::{GenericClient, Transaction};
 use serde_json::Value;
@@ -74,18 +76,64 @@ pub fn get_task(client: &mut impl GenericClient, id: TaskId) -> Result<Task, Err
     Task::from_row(&row)
 }
 
-/// The newest `limit` tasks, newest first, of these states (all if empty) and
-/// of this name (any if none).
+/// Which tasks are listed.
+#[derive(Debug, Clone)]
+pub struct TaskFilter {
+    /// Those in one of these states; all if empty.
+    pub states: Vec<TaskState>,
+    /// Those of this name.
+    pub name: Option<String>,
+    /// Those that need this resource, exclusively or shared.
+    pub resource: Option<String>,
+    /// Those that the worker of this name runs, or ran last.
+    pub worker: Option<String>,
+    /// Those dispatched at this moment, by the database's clock, or later.
+    pub since: Option<Timestamp>,
+    /// Whether the oldest come first, instead of the newest.
+    pub oldest_first: bool,
+    /// So many at most.
+    pub limit: u32,
+}
+
+impl Default for TaskFilter {
+    /// The newest 50.
+    fn default() -> TaskFilter {
+        TaskFilter {
+            states: Vec::new(),
+            name: None,
+            resource: None,
+            worker: None,
+            since: None,
+            oldest_first: false,
+            limit: 50,
+        }
+    }
+}
+
+/// The tasks that pass the filter, newest first unless it says otherwise.
 pub fn list_tasks(
     client: &mut impl GenericClient,
-    states: &[TaskState],
-    name: Option<&str>,
-    limit: i64,
+    filter: &TaskFilter,
 ) -> Result<Vec<Task>, Error> {
     let doing = "could not list tasks";
-    let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+    let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
+    // One statement for both directions would have to sort all of the table.
+    let query = match filter.oldest_first {
+        false => Cow::Borrowed(include_str!("../sql/queries/list_tasks.sql")),
+        true => include_str!("../sql/queries/list_tasks.sql").replace("id DESC", "id").into(),
+    };
     let tasks = client
-        .query(include_str!("../sql/queries/list_tasks.sql"), &[&states, &name, &limit])
+        .query_typed(
+            &query,
+            &[
+                (&states, Type::TEXT_ARRAY),
+                (&filter.name, Type::TEXT),
+                (&filter.resource, Type::TEXT),
+                (&filter.worker, Type::TEXT),
+                (&filter.since, Type::TIMESTAMPTZ),
+                (&i64::from(filter.limit), Type::INT8),
+            ],
+        )
         .map_err(|error| Error::postgres(doing, error))?
         .iter()
         .filter_map(|row| match Task::from_row(row) {

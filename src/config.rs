@@ -21,7 +21,8 @@ pub struct Config {
     pub redis_prefix: String,
     /// Which locks a worker uses.
     pub worker_type: WorkerType,
-    /// Worker threads of a process; each runs one task at a time.
+    /// Worker threads of a process; each runs one task at a time. One for each processor if
+    /// unset.
     pub threads: usize,
     /// Connections to Postgres that the threads of a process share, with worker
     /// type `redis`.
@@ -70,7 +71,7 @@ pub enum WorkerType {
     Postgres,
     /// Locks in Redis; the threads of a process share a few connections to Postgres.
     Redis,
-    /// The elder design, to compare with: one worker at a time marks the tasks that may start.
+    /// The older design, to compare with: one worker at a time marks the tasks that may start.
     Pulpcore,
 }
 
@@ -93,7 +94,7 @@ impl Default for Config {
             redis_url: None,
             redis_prefix: "millhand".to_owned(),
             worker_type: WorkerType::Postgres,
-            threads: 1,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
             pool_size: 8,
             poll_interval: Duration::from_secs(1),
             ttl: Duration::from_secs(30),

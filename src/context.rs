@@ -40,7 +40,7 @@ impl Context<'_> {
     }
 
     /// The fencing token of this start: higher than that of any earlier start
-    /// of any task, for storage that can refuse an elder one.
+    /// of any task, for storage that can refuse an older one.
     #[must_use]
     pub fn fence(&self) -> i64 {
         self.fence

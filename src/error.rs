@@ -14,7 +14,7 @@ pub enum Error {
     /// The input, a flag or the configuration is wrong: fix it.
     #[error("{0}")]
     Config(String),
-    /// The database's schema is missing, elder or newer than this program.
+    /// The database's schema is missing, older or newer than this program.
     #[error("{0}")]
     Schema(String),
     /// A server is not reachable, the connection to it was lost, or it or this

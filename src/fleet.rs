@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use postgres::GenericClient;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::Error;
 use crate::row::Moment;
@@ -48,15 +49,19 @@ pub struct Status {
     pub schema_version: i32,
     /// Number of tasks in each state, also where it is 0.
     pub tasks: BTreeMap<&'static str, i64>,
-    /// Seconds since the eldest waiting task was dispatched; none if none waits.
+    /// Of these, the number that ended within the last hour.
+    pub last_hour: BTreeMap<&'static str, i64>,
+    /// Seconds since the oldest waiting task was dispatched; none if none waits.
     pub oldest_waiting: Option<f64>,
+    /// Seconds since the start of the task that runs longest; none if none runs.
+    pub longest_running: Option<f64>,
     /// Workers within their ttl.
     pub workers_online: i64,
     /// Workers past their ttl that have not been swept yet.
     pub workers_missing: i64,
 }
 
-/// Every worker, eldest first.
+/// Every worker, oldest first.
 pub fn workers(client: &mut impl GenericClient) -> Result<Vec<WorkerInfo>, Error> {
     let doing = "could not list workers";
     client
@@ -96,12 +101,18 @@ fn worker_from_row(row: &postgres::Row) -> Result<WorkerInfo, postgres::Error> {
 }
 
 fn status_from_row(row: &postgres::Row) -> Result<Status, postgres::Error> {
-    let counted: serde_json::Value = row.try_get("tasks")?;
-    let count = |state: TaskState| counted[state.as_str()].as_i64().unwrap_or(0);
+    let (all, recent): (Value, Value) = (row.try_get("tasks")?, row.try_get("last_hour")?);
+    let count = |of: &Value, state: TaskState| of[state.as_str()].as_i64().unwrap_or(0);
+    let counts = |of: &Value, states: &[TaskState]| -> BTreeMap<&'static str, i64> {
+        states.iter().map(|&state| (state.as_str(), count(of, state))).collect()
+    };
+    let ends = TaskState::ALL.into_iter().filter(|state| state.is_final());
     Ok(Status {
         schema_version: row.try_get::<_, Option<i32>>("schema_version")?.unwrap_or(0),
-        tasks: TaskState::ALL.into_iter().map(|state| (state.as_str(), count(state))).collect(),
+        tasks: counts(&all, &TaskState::ALL),
+        last_hour: counts(&recent, &ends.collect::<Vec<_>>()),
         oldest_waiting: row.try_get("oldest_waiting")?,
+        longest_running: row.try_get("longest_running")?,
         workers_online: row.try_get("workers_online")?,
         workers_missing: row.try_get("workers_missing")?,
     })

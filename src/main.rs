@@ -3,19 +3,14 @@
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
+use log::LevelFilter;
 use millhand::error;
 
 mod cli;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    env_logger::Builder::new()
-        // What the driver says, with all arguments and results, is for those who name it.
-        .filter_module("tokio_postgres", log::LevelFilter::Warn)
-        .filter_module("postgres", log::LevelFilter::Warn)
-        .parse_env(env_logger::Env::default().default_filter_or("warn,millhand=info"))
-        .init();
+    let cli = cli::parse();
+    start_logging(cli.log_levels());
     std::panic::set_hook(Box::new(|panic| {
         if !error::is_shortage(panic.payload()) {
             log::error!("{}", panic.to_string().replace('\n', " "));
@@ -38,4 +33,23 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Logs what the flags, else RUST_LOG, say of this program and of all others in it; else
+/// what this program does and what others warn of.
+fn start_logging(levels: Option<(LevelFilter, LevelFilter)>) {
+    let mut logger = env_logger::Builder::new();
+    match levels {
+        Some((ours, others)) => {
+            logger.filter_level(others).filter_module("millhand", ours);
+        }
+        None => {
+            // What the driver says, with all arguments and results, is for those who name it.
+            logger
+                .filter_module("tokio_postgres", LevelFilter::Warn)
+                .filter_module("postgres", LevelFilter::Warn)
+                .parse_env(env_logger::Env::default().default_filter_or("warn,millhand=info"));
+        }
+    }
+    logger.init();
 }

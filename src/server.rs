@@ -77,7 +77,8 @@ pub fn postgres_program(name: &str) -> Result<PathBuf, Error> {
 }
 
 /// The first program of this name in `$PATH`.
-fn find_in_path(program: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|folder| folder.join(program))

@@ -30,6 +30,7 @@ mod patience;
 mod run;
 mod shared;
 mod sweeper;
+mod tally;
 mod thread;
 pub mod warden;
 mod watch;
@@ -53,8 +54,11 @@ use claim::BackEnd;
 use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
 use inbox::{Event, Inbox, Mailbox};
+use lease::Activity;
 use offer::Offer;
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
+use tally::Count;
+pub use tally::Tally;
 use warden::Warden;
 
 /// How often a thread that waits for a server looks whether it should end.
@@ -164,8 +168,9 @@ impl Worker {
         self.control.clone()
     }
 
-    /// Runs tasks until told to stop, or, with burst, until nothing is left.
-    pub fn run(self) -> Result<(), Error> {
+    /// Runs tasks until told to stop, or, with burst, until nothing is left; returns what
+    /// became of those that it ran.
+    pub fn run(self) -> Result<Tally, Error> {
         self.config.check()?;
         let url = self.config.database_url()?.to_owned();
         // What is wrong with the settings is said before anything is waited for.
@@ -217,13 +222,13 @@ impl Worker {
             patience::wait_for(&self.requests, prepare)?
         };
         let Some(Prepared { identity, mailboxes, inboxes, back_end, warden }) = prepared else {
-            return Ok(());
+            return Ok(Tally::default());
         };
         let offer = Offer::new(&self.registry, &working_directory, &identity.process);
         let handlers = offer.handlers();
         log::info!(
-            "{} worker threads of type {} on {}, handlers {}",
-            self.config.threads,
+            "{} of type {} on {}, handlers {}",
+            plural(self.config.threads, "worker thread"),
             self.config.worker_type.as_str(),
             db::place(&url),
             handlers.join(" ")
@@ -245,6 +250,7 @@ impl Worker {
             control: self.control,
             name_template: self.config.name_template.clone(),
             working_directory,
+            count: Count::default(),
             news: patience::News::default(),
             caretaker: Caretaker::new(),
             sight: Mutex::default(),
@@ -262,9 +268,15 @@ impl Worker {
         if let (Ok(()), Some(cgroups)) = (&result, &shared.cgroups) {
             cgroups.remove();
         }
-        log::info!("stopped");
-        result
+        let tally = shared.count.tally();
+        log::info!("stopped; tasks: {tally}");
+        result.map(|()| tally)
     }
+}
+
+/// Such as "1 worker", "2 workers".
+fn plural(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// What a worker process needs before its threads start.
@@ -440,24 +452,43 @@ impl Stop {
         self.stage = Some(request);
         match request {
             Shutdown::Drain => {
-                log::info!("taking nothing new, waiting for running tasks");
+                log::info!("taking nothing new{}", waiting_for(shared, config.stop_after));
                 self.deadline = config.stop_after.map(|after| Instant::now() + after);
                 shared.tell_all(Event::Drain);
             }
             Shutdown::Grace => {
                 let grace = config.task_grace_interval;
-                log::info!(
-                    "taking nothing new, waiting {} for running tasks",
-                    humantime::format_duration(grace)
-                );
+                log::info!("taking nothing new{}", waiting_for(shared, Some(grace)));
                 self.deadline = Some(Instant::now() + grace);
                 shared.tell_all(Event::Drain);
             }
             Shutdown::Now => {
-                log::info!("ending running tasks");
+                log::info!("ending what runs");
                 self.deadline = None;
                 shared.tell_all(Event::Abort);
             }
         }
     }
+}
+
+/// What a worker that takes nothing new waits for, and how long.
+fn waiting_for(shared: &Shared, time: Option<Duration>) -> String {
+    let ids: Vec<String> = shared
+        .leases()
+        .iter()
+        .filter_map(|lease| match lease.activity() {
+            Activity::Runs(id) => Some(id.to_string()),
+            Activity::Idle | Activity::Ends => None,
+        })
+        .collect();
+    if ids.is_empty() {
+        return String::new();
+    }
+    let time = time.map(|time| format!(" for {} at most", humantime::format_duration(time)));
+    let time = time.unwrap_or_default();
+    format!(
+        "; waiting{time} for {}: {}; SIGQUIT or a second SIGINT ends them now",
+        plural(ids.len(), "running task"),
+        ids.join(" ")
+    )
 }

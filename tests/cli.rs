@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::database::Database;
 use crate::support::process::{Said, millhand, run, run_with_input};
 
-const SUBCOMMANDS: [&[&str]; 12] = [
+const SUBCOMMANDS: [&[&str]; 18] = [
     &[],
     &["worker"],
     &["dispatch"],
@@ -21,10 +21,16 @@ const SUBCOMMANDS: [&[&str]; 12] = [
     &["task", "logs"],
     &["status"],
     &["workers"],
+    &["workers", "list"],
     &["migrate"],
+    &["dev"],
+    &["demo"],
+    &["bench"],
+    &["completions"],
+    &["man"],
 ];
 
-fn on(database: &Database, args: &[&str]) -> Command {
+pub(crate) fn on(database: &Database, args: &[&str]) -> Command {
     let mut command = millhand(args);
     command.env("MILLHAND_DATABASE_URL", database.url());
     command
@@ -33,7 +39,7 @@ fn on(database: &Database, args: &[&str]) -> Command {
 /// Asserts that a command ends with this code, nothing on stdout, and this one
 /// line on stderr.
 #[track_caller]
-fn assert_refused(said: &Said, code: i32, message: &str) {
+pub(crate) fn assert_refused(said: &Said, code: i32, message: &str) {
     assert_eq!(said.code, Some(code), "{said:?}");
     assert_eq!(said.stdout, "", "{said:?}");
     assert_eq!(said.stderr, format!("millhand: {message}\n"));
@@ -61,7 +67,6 @@ fn bad_flags_are_usage_errors() {
         &["frobnicate"],
         &["dispatch"],
         &["dispatch", "t", "--frobnicate"],
-        &["dispatch", "t", "--stdin"],
         &["dispatch", "t", "--args", "{}", "--args-file", "/dev/null"],
         &["task", "show"],
         &["task", "show", "x1"],
@@ -69,6 +74,13 @@ fn bad_flags_are_usage_errors() {
         &["task", "wait", "1", "--timeout", "soon"],
         &["worker", "--threads", "many"],
         &["worker", "--type", "carrier-pigeon"],
+        &["worker", "--json"],
+        &["--database-url", "postgresql:///", "dev"],
+        &["-v", "-q", "status"],
+        &["status", "--max-wait", "1m"],
+        &["dispatch", "t", "--timeout", "1m"],
+        &["task", "list", "--since", "tomorrow"],
+        &["completions", "cobol"],
     ] {
         let said = run(&mut millhand(args));
         assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{args:?} {said:?}");
@@ -132,7 +144,7 @@ fn lines_on_stdin_become_tasks_in_their_order() {
     assert!(tasks.iter().enumerate().all(|(number, task)| task.name == format!("t{number}")));
     assert!(tasks.is_sorted_by_key(|task| task.position));
 
-    let said = run_with_input(&mut on(&database, &["dispatch", "--stdin"]), "");
+    let said = run_with_input(&mut on(&database, &["dispatch", "-"]), "");
     assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (Some(0), "", ""));
 }
 
@@ -150,7 +162,7 @@ fn a_bad_line_on_stdin_is_named_and_nothing_is_dispatched() {
         ),
     ] {
         let input = format!("{}{line}\n{good}", good.repeat(1500));
-        let said = run_with_input(&mut on(&database, &["dispatch", "--stdin"]), &input);
+        let said = run_with_input(&mut on(&database, &["dispatch", "-"]), &input);
         assert_refused(&said, 2, &format!("{message}; nothing is dispatched"));
         assert!(database.tasks().is_empty());
     }
@@ -239,9 +251,9 @@ fn waiting_ends_at_the_timeout() {
     assert_eq!(
         (said.code, said.stdout, said.stderr),
         (
-            Some(1),
+            Some(124),
             format!("{id} waiting\n"),
-            format!("millhand: task {id} is still `waiting` after 50ms; it goes on\n")
+            format!("millhand: stopped waiting after 50ms; task {id} is `waiting`\n")
         )
     );
 }
@@ -282,7 +294,7 @@ fn an_interrupt_ends_the_wait_and_not_the_task() {
     assert_eq!(
         stderr,
         format!(
-            "millhand: stopped waiting; task {id} goes on; `millhand task cancel {id}` ends it\n"
+            "millhand: stopped waiting; task {id} stays; `millhand task cancel {id}` ends it\n"
         )
     );
     assert_eq!(task.state, TaskState::Waiting);
@@ -296,7 +308,7 @@ fn listings_are_tables_for_people_and_json_lines_for_programs() {
     let said = run(&mut on(&database, &["task", "list"]));
     let lines: Vec<&str> = said.stdout.lines().collect();
     let words = |line: &str| line.split_whitespace().take(4).map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(lines[0]), ["ID", "STATE", "NAME", "RESOURCES"]);
+    assert_eq!(words(lines[0]), ["ID", "STATE", "NAME", "EXCLUSIVE"]);
     assert_eq!(words(lines[1]), [&b.to_string(), "waiting", "second", "-"]);
     assert_eq!(words(lines[2]), [&a.to_string(), "waiting", "first", "x"]);
 

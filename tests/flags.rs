@@ -155,9 +155,10 @@ fn run_in(folder: &str, handler: &str) -> (millhand::Task, String) {
     let id = database.dispatch(&NewTask::new(handler));
     let mut command = workshop.millhand(["worker", "--burst"]);
     let said = run(command.env("MILLHAND_WORKING_DIRECTORY", folder));
-    assert_eq!(said.code, Some(0), "{said:?}");
+    let task = database.task(id);
+    assert_eq!(said.code, Some(i32::from(task.state == TaskState::Failed)), "{said:?}");
     assert_clean(&database, &workshop);
-    (database.task(id), said.stderr)
+    (task, said.stderr)
 }
 
 #[test]

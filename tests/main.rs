@@ -38,5 +38,7 @@ mod scenarios;
 /// Private servers, and what runs on them.
 mod servers;
 mod support;
+/// The command line as people use it: arguments, filters, JSON, colours, pages.
+mod terminal;
 /// Turns that the test takes itself, beside others.
 mod turns;

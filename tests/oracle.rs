@@ -102,7 +102,7 @@ fn a_reader_inside_a_writer_is_found() {
 fn a_writer_inside_a_reader_is_found() {
     let database = Database::new();
     check(&database, &[("+a", "completed", "1", "5"), ("a", "failed", "2", "3")], "", false);
-    // The eldest reader of several, and not the last to come, is the long one.
+    // The oldest reader of several, and not the last to come, is the long one.
     check(
         &database,
         &[

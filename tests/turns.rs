@@ -48,8 +48,8 @@ fn who_looks_while_another_marks_says_to_look_again() {
     for resources in ["a", "b"] {
         database.dispatch(&with_resources(NewTask::new("t"), resources));
     }
-    let mut walker = Session::elder(&database, "a", true);
-    let mut auxiliary = Session::elder(&database, "b", false);
+    let mut walker = Session::pulpcore(&database, "a", true);
+    let mut auxiliary = Session::pulpcore(&database, "b", false);
     walker.connection.batch_execute("BEGIN").unwrap();
     assert!(walker.turn(&Turn::default()).unwrap().task.is_some());
     let hang = Turn { hang_bell: true, ..Turn::default() };
@@ -68,7 +68,7 @@ fn who_finds_something_marked_leaves_the_walk_to_the_next() {
     for resources in ["a", "b", "c", "a"] {
         database.dispatch(&with_resources(NewTask::new("t"), resources));
     }
-    let mut sessions = ["a", "b", "c"].map(|name| Session::elder(&database, name, true));
+    let mut sessions = ["a", "b", "c"].map(|name| Session::pulpcore(&database, name, true));
     let look = Turn { idle_siblings: true, ..Turn::default() };
     let first = sessions[0].turn(&look).unwrap();
     assert!(first.task.is_some() && first.more, "{first:?}");

@@ -7,7 +7,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     all_exclusive text[];
     all_shared text[];
-    unknown text;
+    wrong text;
 BEGIN
     IF jsonb_typeof(tasks) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'expected a JSON array of tasks' USING ERRCODE = 'check_violation';
@@ -15,11 +15,16 @@ BEGIN
     IF EXISTS (SELECT FROM jsonb_array_elements(tasks) AS task WHERE jsonb_typeof(task) <> 'object') THEN
         RAISE EXCEPTION 'expected a JSON object for each task' USING ERRCODE = 'check_violation';
     END IF;
-    SELECT key INTO unknown
+    SELECT key INTO wrong
       FROM jsonb_array_elements(tasks) AS task, jsonb_object_keys(task) AS key
-     WHERE key NOT IN ('name', 'args', 'exclusive', 'shared') LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'unknown key `%` in a task; known are name, args, exclusive and shared', unknown
+     WHERE key NOT IN ('name', 'args', 'exclusive', 'shared')
+           OR key IN ('exclusive', 'shared')
+              AND jsonb_typeof(task -> key) NOT IN ('array', 'null') LIMIT 1;
+    IF wrong IN ('exclusive', 'shared') THEN
+        RAISE EXCEPTION '`%` of a task is not a list of resources, such as ["disk"]', wrong
+            USING ERRCODE = 'check_violation';
+    ELSIF FOUND THEN
+        RAISE EXCEPTION 'unknown key `%` in a task; known are name, args, exclusive and shared', wrong
             USING ERRCODE = 'check_violation';
     END IF;
     PERFORM millhand.check_task(t.name, coalesce(t.args, '{}'), coalesce(t.exclusive, '{}'), coalesce(t.shared, '{}'))

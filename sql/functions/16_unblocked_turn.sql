@@ -1,4 +1,4 @@
--- Worker type pulpcore: the elder design, kept to be compared with the others.
+-- Worker type pulpcore: the older design, kept to be compared with the others.
 --
 -- One worker at a time walks all incomplete tasks in order and marks those that
 -- nothing earlier blocks (unblock). Workers take only what is marked
@@ -226,7 +226,7 @@ END
 $$;
 
 -- Tells all processes how many tasks have been marked for more than 5 seconds and
--- still wait, and for how many seconds the eldest has: "COUNT SECONDS". One process
+-- still wait, and for how many seconds the oldest has: "COUNT SECONDS". One process
 -- tells, and the others, who hear it, need not.
 CREATE OR REPLACE FUNCTION millhand.tell_metrics() RETURNS void
 LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
--- Every worker row, eldest first, with the task that it runs. A worker is
+-- Every worker row, oldest first, with the task that it runs. A worker is
 -- online while its last heartbeat is younger than its ttl, by the database's
 -- clock.
 SELECT w.id, w.name, w.type, w.process, w.hostname, w.pid, w.started_at, w.last_heartbeat,

@@ -103,8 +103,8 @@ struct Load {
     /// Dispatch for TIME instead of a number of tasks; watch for TIME
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, global = true)]
     duration: Option<Duration>,
-    /// Print one JSON object
-    #[arg(long, global = true)]
+    /// Whether to print JSON.
+    #[arg(skip)]
     json: bool,
     /// Of the Redis that workers of type redis use.
     #[arg(skip)]
@@ -183,6 +183,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode, Failure
     let named = config.database_url;
     let mut load = args.load.clone();
     load.redis_url = config.redis_url;
+    load.json = global.json;
     let needs_redis = match load.worker_type {
         Some(worker_type) => worker_type == WorkerType::Redis,
         None => matches!(args.what, What::All) || load.program.is_some(),

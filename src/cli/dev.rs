@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
 use clap::Args;
-use millhand::server::{GuardedDirectory, PostgresOptions, PrivatePostgres, PrivateRedis};
+use millhand::server::{self, GuardedDirectory, PostgresOptions, PrivatePostgres, PrivateRedis};
 use millhand::{Error, db, migrate};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
@@ -15,6 +15,9 @@ use signal_hook::iterator::Signals;
 
 use super::output::complain;
 use super::{Failure, Global};
+
+/// As a shell has it.
+const EXIT_NOT_FOUND: u8 = 127;
 
 #[derive(Debug, Args)]
 pub(crate) struct DevArgs {
@@ -27,6 +30,13 @@ pub(crate) struct DevArgs {
 }
 
 pub(crate) fn run(global: &Global, args: &DevArgs) -> Result<ExitCode, Failure> {
+    if let Some(program) = args.command.first().and_then(|program| program.to_str())
+        && !program.contains('/')
+        && server::find_in_path(program).is_none()
+    {
+        complain(&format!("`{program}` is not in the PATH"));
+        return Ok(ExitCode::from(EXIT_NOT_FOUND));
+    }
     // Before the servers start, so that a signal does not skip their end.
     let mut signals = catch_signals()?;
     let postgres = PrivatePostgres::start(&PostgresOptions::default())?;

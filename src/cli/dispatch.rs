@@ -1,17 +1,17 @@
 //! `millhand dispatch`: one task from flags, or many from JSON lines on stdin.
 
 use std::io::{self, BufRead, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use millhand::{Error, NewTask, TaskId, TaskState, Waker, client};
 use postgres::Client;
 use serde_json::{Value, json};
 
-use crate::cli::numbers::first_changed;
 use crate::cli::output::{complain, json_line, printable};
-use crate::cli::wait::wait_for_tasks;
+use crate::cli::task_args::{TaskArgs, cannot_store};
+use crate::cli::wait::{code_after_wait, wait_for_tasks};
 use crate::cli::{Failure, Global};
 
 /// Tasks in one statement of a bulk dispatch: enough to make the round trip
@@ -20,106 +20,70 @@ const BATCH: usize = 1000;
 
 #[derive(Debug, Args)]
 pub(crate) struct DispatchArgs {
-    /// Name the task's handler; - is the same as --stdin
-    #[arg(value_name = "NAME", required_unless_present = "stdin")]
-    name: Option<String>,
-    /// Pass JSON to the handler (default: {})
-    #[arg(long, value_name = "JSON", conflicts_with = "args_file")]
-    args: Option<String>,
-    /// Pass the JSON in FILE to the handler
-    #[arg(long, value_name = "FILE")]
-    args_file: Option<PathBuf>,
-    /// Need RESOURCE for itself; may be given many times
-    #[arg(long, value_name = "RESOURCE")]
-    exclusive: Vec<String>,
-    /// Need RESOURCE together with others; may be given many times
-    #[arg(long, value_name = "RESOURCE")]
-    shared: Vec<String>,
-    /// Wait for the end and print the result; exit 1 if the task fails
-    ///
-    /// The result follows the id on a line of its own, as JSON. Ctrl-C stops
-    /// the waiting, not the task.
-    #[arg(long)]
-    wait: bool,
-    /// Create a task for each JSON line on stdin, all or none
+    /// Name the task's handler; - creates a task for each JSON line on stdin
     ///
     /// Each line is an object with the key "name" and, as needed, "args",
-    /// "exclusive" and "shared" (lists of resources). Prints one id a line, in
-    /// the same order.
-    #[arg(long, conflicts_with_all = ["name", "args", "args_file", "exclusive", "shared", "wait"])]
-    stdin: bool,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
+    /// "exclusive" and "shared" (lists of resources). All or none are created;
+    /// their ids are printed one a line, in the same order.
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    args: TaskArgs,
+    /// Need RESOURCE for itself; may be given many times
+    #[arg(short = 'x', long, value_name = "RESOURCE")]
+    exclusive: Vec<String>,
+    /// Need RESOURCE together with others; may be given many times
+    #[arg(short, long, value_name = "RESOURCE")]
+    shared: Vec<String>,
+    /// Wait for the end and print the result; exit 1 if a task fails
+    ///
+    /// The result follows the id on a line of its own, as JSON; with --json,
+    /// the whole task is printed instead of both. With - nothing but the ids
+    /// is printed. Ctrl-C stops the waiting, not the task.
+    #[arg(short, long)]
+    wait: bool,
+    /// Wait TIME at most, such as 500ms or 2m; exit 124 then
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "wait")]
+    timeout: Option<Duration>,
 }
 
-pub(crate) fn run(global: &Global, args: DispatchArgs) -> Result<ExitCode, Failure> {
-    match &args.name {
-        Some(name) if name != "-" => {
-            let task = one_task(name.clone(), &args)?;
-            dispatch_one(global, &task, &args)
-        }
-        _ => dispatch_stdin(global, &args),
+pub(crate) fn run(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Failure> {
+    if args.name != "-" {
+        let (exclusive, shared) = (args.exclusive.clone(), args.shared.clone());
+        let task = NewTask { name: args.name.clone(), args: args.args.value()?, exclusive, shared };
+        return dispatch_one(global, &task, args);
     }
-}
-
-fn one_task(name: String, args: &DispatchArgs) -> Result<NewTask, Error> {
-    let value = match (&args.args, &args.args_file) {
-        (Some(text), _) => parse("--args", text)?,
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Error::Config(format!("could not read {}: {error}", path.display()))
-            })?;
-            parse(&path.display().to_string(), &text)?
-        }
-        (None, None) => json!({}),
-    };
-    let (exclusive, shared) = (args.exclusive.clone(), args.shared.clone());
-    Ok(NewTask { name, args: value, exclusive, shared })
-}
-
-fn parse(place: &str, text: &str) -> Result<Value, Error> {
-    let value = serde_json::from_str(text)
-        .map_err(|error| Error::Config(format!("{place} is not valid JSON: {error}")))?;
-    match changed_number(text) {
-        Some(what) => Err(Error::Config(format!("{place}: {what}"))),
-        None => Ok(value),
+    if !args.args.is_empty() || !args.exclusive.is_empty() || !args.shared.is_empty() {
+        let what = "with - each line says its own arguments and resources, such as \
+                    {\"name\": \"t\", \"args\": {}, \"exclusive\": [\"r\"]}";
+        return Err(Error::Config(what.to_owned()).into());
     }
-}
-
-fn changed_number(json: &str) -> Option<String> {
-    let (number, held) = first_changed(json)?;
-    let number: String = number.chars().take(50).collect();
-    Some(format!(
-        "the number {number} would become {held}; pass it as a string, or dispatch through SQL"
-    ))
+    dispatch_stdin(global, args)
 }
 
 fn dispatch_one(global: &Global, task: &NewTask, args: &DispatchArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand dispatch")?;
     let id = client::dispatch(&mut connection, task)?;
     global.tell_workers(&mut connection, Waker::wake);
-    print_id(&mut io::stdout().lock(), id, args.json)?;
-    if args.wait { wait_for_end(&mut connection, id, args.json) } else { Ok(ExitCode::SUCCESS) }
-}
-
-fn wait_for_end(connection: &mut Client, id: TaskId, json: bool) -> Result<ExitCode, Failure> {
-    wait_for_tasks(connection, &[id], None)?;
-    let task = client::get_task(connection, id)?;
+    if !(args.wait && global.json) {
+        print_id(&mut io::stdout().lock(), id, global.json)?;
+    }
+    if !args.wait {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let states = wait_for_tasks(&mut connection, &[id], args.timeout)?;
+    let task = client::get_task(&mut connection, id)?;
     let mut out = io::stdout().lock();
-    if json {
+    if global.json {
         json_line(&mut out, &task)?;
     } else if task.state == TaskState::Completed {
         writeln!(out, "{}", task.result.unwrap_or(Value::Null))?;
     }
-    match task.state {
-        TaskState::Completed => Ok(ExitCode::SUCCESS),
-        state => {
-            let reason = task.error.map(|error| format!(": {error}")).unwrap_or_default();
-            complain(&format!("task {id} {state}{reason}"));
-            Ok(ExitCode::FAILURE)
-        }
+    if states[0].is_final() && task.state != TaskState::Completed {
+        let reason = task.error.map(|error| format!(": {error}")).unwrap_or_default();
+        complain(&format!("task {id} {}{reason}", task.state));
     }
+    Ok(code_after_wait(&[id], &states, args.timeout))
 }
 
 fn dispatch_stdin(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Failure> {
@@ -130,11 +94,20 @@ fn dispatch_stdin(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Fail
     let ids = dispatch_all(&mut connection, &lines)?;
     global.tell_workers(&mut connection, Waker::wake);
     let mut out = io::BufWriter::new(io::stdout().lock());
-    for id in ids {
-        print_id(&mut out, id, args.json)?;
+    for &id in &ids {
+        print_id(&mut out, id, global.json)?;
     }
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    if !args.wait {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let states = wait_for_tasks(&mut connection, &ids, args.timeout)?;
+    for (id, state) in ids.iter().zip(&states) {
+        if state.is_final() && *state != TaskState::Completed {
+            complain(&format!("task {id} {state}"));
+        }
+    }
+    Ok(code_after_wait(&ids, &states, args.timeout))
 }
 
 /// The tasks of all lines, and the number of each one's line.
@@ -153,10 +126,13 @@ fn read_tasks(input: impl BufRead) -> Result<Lines, Error> {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        lines.tasks.push(serde_json::from_slice(&line).map_err(|error| wrong(json_error(&error)))?);
-        if let Some(what) = std::str::from_utf8(&line).ok().and_then(changed_number) {
+        let task: NewTask =
+            serde_json::from_slice(&line).map_err(|error| wrong(json_error(&error)))?;
+        let text = std::str::from_utf8(&line).unwrap_or_default();
+        if let Some(what) = cannot_store(text, &task.args) {
             return Err(wrong(what));
         }
+        lines.tasks.push(task);
         lines.numbers.push(number);
     }
     Ok(lines)

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use millhand::migrate;
+use serde_json::json;
 
+use crate::cli::output::json_line;
 use crate::cli::{Failure, Global};
 
 #[derive(Debug, Args)]
@@ -17,13 +19,18 @@ pub(crate) struct MigrateArgs {
 
 pub(crate) fn run(global: &Global, args: &MigrateArgs) -> Result<ExitCode, Failure> {
     let mut client = global.connect_unchecked("millhand migrate")?;
+    let applied = match args.check {
+        true => migrate::check(&mut client).map(|()| Vec::new())?,
+        false => migrate::migrate(&mut client)?,
+    };
     let mut out = std::io::stdout().lock();
-    if args.check {
-        migrate::check(&mut client)?;
-    } else {
-        for version in migrate::migrate(&mut client)? {
-            writeln!(out, "applied migration {version}")?;
-        }
+    if global.json {
+        let version = migrate::known_version();
+        json_line(&mut out, &json!({ "applied": applied, "schema_version": version }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for version in applied {
+        writeln!(out, "applied migration {version}")?;
     }
     writeln!(out, "schema version {} is up to date", migrate::known_version())?;
     Ok(ExitCode::SUCCESS)

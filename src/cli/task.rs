@@ -8,13 +8,17 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use millhand::client::TaskFilter;
 use millhand::{Error, Task, TaskId, TaskState, client, error};
 use postgres::Client;
+use serde::Serialize;
+use serde_json::json;
 
 use crate::cli::output::{
-    between, complain, json_line, printable, printable_lines, seconds, short, table,
+    Colour, Listing, between, colour_of, complain, json_line, names, printable, printable_lines,
+    seconds, short,
 };
-use crate::cli::wait::wait_for_tasks;
+use crate::cli::wait::{code_after_wait, wait_for_tasks};
 use crate::cli::{Failure, Global};
 
 #[derive(Debug, Subcommand)]
@@ -34,17 +38,30 @@ pub(crate) enum TaskCommand {
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// List only tasks in STATE; may be given many times
-    #[arg(long, value_name = "STATE", value_parser = state_parser())]
+    #[arg(short, long, value_name = "STATE", value_parser = state_parser())]
     state: Vec<TaskState>,
     /// List only tasks of this name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// List at most N tasks (default: 50)
-    #[arg(long, value_name = "N", default_value_t = 50, hide_default_value = true)]
-    limit: u32,
-    /// Print one JSON object a line
+    /// List only tasks that need RESOURCE, exclusively or shared
+    #[arg(short, long, value_name = "RESOURCE")]
+    resource: Option<String>,
+    /// List only tasks that WORKER runs or ran last
+    #[arg(short, long, value_name = "WORKER")]
+    worker: Option<String>,
+    /// List only tasks dispatched since TIME: 10m (ago), 2026-01-31,
+    /// 2026-01-31T12:00 (of this machine) or 2026-01-31T12:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// List the oldest first
     #[arg(long)]
-    json: bool,
+    oldest: bool,
+    /// List at most N tasks (default: 50)
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50, hide_default_value = true)]
+    limit: u32,
+    /// Print no line of titles
+    #[arg(long)]
+    no_header: bool,
 }
 
 #[derive(Debug, Args)]
@@ -52,9 +69,6 @@ pub(crate) struct ShowArgs {
     /// Show the task of this number
     #[arg(value_name = "ID")]
     id: TaskId,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -69,8 +83,9 @@ pub(crate) struct WaitArgs {
     /// Wait for the tasks of these numbers; exit 1 unless all complete
     #[arg(value_name = "ID", required = true)]
     ids: Vec<TaskId>,
-    /// Give up after TIME, such as 500ms or 2m (default: never)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// Stop waiting after TIME, such as 500ms or 2m, and exit 124
+    /// (default: never)
+    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
 }
 
@@ -79,6 +94,35 @@ pub(crate) struct LogsArgs {
     /// Print the log of the task of this number
     #[arg(value_name = "ID")]
     id: TaskId,
+}
+
+/// What a listing says of a task that has just changed.
+#[derive(Debug, Serialize)]
+struct Changed {
+    id: TaskId,
+    state: TaskState,
+}
+
+impl Changed {
+    fn print(&self, json: bool) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match json {
+            true => json_line(&mut out, self),
+            false => writeln!(out, "{} {}", self.id, self.state),
+        }
+    }
+}
+
+/// A moment: so long ago, or a date, or a time of this machine or of a zone.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        let ago = jiff::SignedDuration::try_from(ago).map_err(|error| error.to_string())?;
+        return Timestamp::now().checked_sub(ago).map_err(|error| error.to_string());
+    }
+    let zoned = |time: jiff::civil::DateTime| time.to_zoned(jiff::tz::TimeZone::system());
+    text.parse()
+        .or_else(|_| text.parse().and_then(zoned).map(|zoned| zoned.timestamp()))
+        .map_err(|_| "expected such as 10m, 2026-01-31 or 2026-01-31T12:00Z".to_owned())
 }
 
 fn state_parser() -> impl TypedValueParser<Value = TaskState> {
@@ -98,41 +142,33 @@ pub(crate) fn run(global: &Global, command: TaskCommand) -> Result<ExitCode, Fai
 
 fn list(global: &Global, args: &ListArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task list")?;
-    let limit = i64::from(args.limit);
-    let tasks = client::list_tasks(&mut connection, &args.state, args.name.as_deref(), limit)?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    if args.json {
-        for task in &tasks {
-            json_line(&mut out, task)?;
-        }
-    } else {
-        let header = ["id", "state", "name", "resources", "age", "run time", "worker"];
-        let now = Timestamp::now();
-        writeln!(out, "{}", table(&header, tasks.iter().map(|task| row(task, now))))?;
-    }
-    out.flush()?;
+    let filter = TaskFilter {
+        states: args.state.clone(),
+        name: args.name.clone(),
+        resource: args.resource.clone(),
+        worker: args.worker.clone(),
+        since: args.since,
+        oldest_first: args.oldest,
+        limit: args.limit,
+    };
+    let tasks = client::list_tasks(&mut connection, &filter)?;
+    let titles = ["id", "state", "name", "exclusive", "shared", "age", "run time", "worker"];
+    let now = Timestamp::now();
+    Listing::new(&titles, args.no_header).print(global.json, &tasks, |task| row(task, now))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(task: &Task, now: Timestamp) -> Vec<String> {
+fn row(task: &Task, now: Timestamp) -> Vec<(String, Option<Colour>)> {
     vec![
-        task.id.to_string(),
-        task.state.to_string(),
-        short(&task.name),
-        short(&resources(task)),
-        seconds(between(task.created_at, now)),
-        run_time(task, now).unwrap_or_else(|| "-".to_owned()),
-        task.worker.as_deref().map_or_else(|| "-".to_owned(), short),
+        (task.id.to_string(), None),
+        (task.state.to_string(), colour_of(task.state)),
+        (short(&task.name), None),
+        (short(&names(&task.exclusive)), None),
+        (short(&names(&task.shared)), None),
+        (seconds(between(task.created_at, now)), None),
+        (run_time(task, now).unwrap_or_else(|| "-".to_owned()), None),
+        (task.worker.as_deref().map_or_else(|| "-".to_owned(), short), None),
     ]
-}
-
-/// `a b +c`: `a` and `b` for itself, `c` together with others.
-fn resources(task: &Task) -> String {
-    if task.exclusive.is_empty() && task.shared.is_empty() {
-        return "-".to_owned();
-    }
-    let shared = task.shared.iter().map(|name| format!("+{name}"));
-    task.exclusive.iter().cloned().chain(shared).collect::<Vec<_>>().join(" ")
 }
 
 fn run_time(task: &Task, now: Timestamp) -> Option<String> {
@@ -144,11 +180,16 @@ fn show(global: &Global, args: &ShowArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task show")?;
     let task = client::get_task(&mut connection, args.id)?;
     let mut out = io::stdout().lock();
-    if args.json {
+    if global.json {
         json_line(&mut out, &task)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let names = |names: &[String]| (!names.is_empty()).then(|| names.join(", "));
+    let now = Timestamp::now();
+    let list = |list: &[String]| (!list.is_empty()).then(|| names(list));
+    let ago = |at: Timestamp| {
+        let shown = at.round(jiff::Unit::Second).unwrap_or(at);
+        format!("{shown} ({} ago)", seconds(between(at, now)))
+    };
     for (title, value) in [
         ("id", Some(task.id.to_string())),
         ("name", Some(task.name.clone())),
@@ -157,16 +198,16 @@ fn show(global: &Global, args: &ShowArgs) -> Result<ExitCode, Failure> {
         ("result", text(task.result.as_ref())),
         ("progress", text(task.progress.as_ref())),
         ("args", Some(task.args.to_string())),
-        ("exclusive", names(&task.exclusive)),
-        ("shared", names(&task.shared)),
+        ("exclusive", list(&task.exclusive)),
+        ("shared", list(&task.shared)),
         ("position", text(task.position.as_ref())),
         ("worker", task.worker.clone()),
         ("fence", text(task.fence.as_ref())),
         ("attempt", Some(task.attempt.to_string())),
-        ("created at", Some(task.created_at.to_string())),
-        ("started at", text(task.started_at.as_ref())),
-        ("finished at", text(task.finished_at.as_ref())),
-        ("run time", run_time(&task, Timestamp::now())),
+        ("created at", Some(ago(task.created_at))),
+        ("started at", task.started_at.map(ago)),
+        ("finished at", task.finished_at.map(ago)),
+        ("run time", run_time(&task, now)),
     ] {
         if let Some(value) = value {
             writeln!(out, "{title:<12} {}", printable(&value))?;
@@ -183,7 +224,7 @@ fn cancel(global: &Global, args: &CancelArgs) -> Result<ExitCode, Failure> {
         match cancel_one(&mut connection, id) {
             Ok(state) => {
                 canceled.push(id);
-                writeln!(io::stdout(), "{id} {state}")?;
+                Changed { id, state }.print(global.json)?;
             }
             Err(error @ (Error::NotFound(_) | Error::Conflict(_))) => {
                 complain(&error::chain(&error));
@@ -215,25 +256,20 @@ fn cancel_one(connection: &mut Client, id: TaskId) -> Result<TaskState, Error> {
 fn wait(global: &Global, args: &WaitArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task wait")?;
     let states = wait_for_tasks(&mut connection, &args.ids, args.timeout)?;
-    let mut out = io::stdout().lock();
-    for (id, state) in args.ids.iter().zip(&states) {
-        writeln!(out, "{id} {state}")?;
+    for (&id, &state) in args.ids.iter().zip(&states) {
+        Changed { id, state }.print(global.json)?;
     }
-    if let Some(position) = states.iter().position(|state| !state.is_final()) {
-        let (id, state) = (args.ids[position], states[position]);
-        let timeout = humantime::format_duration(args.timeout.unwrap_or_default());
-        let n_others = states[position + 1..].iter().filter(|state| !state.is_final()).count();
-        let others = if n_others > 0 { format!(" (and {n_others} more)") } else { String::new() };
-        complain(&format!("task {id} is still `{state}` after {timeout}{others}; it goes on"));
-    }
-    let all_completed = states.iter().all(|state| *state == TaskState::Completed);
-    Ok(if all_completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code_after_wait(&args.ids, &states, args.timeout))
 }
 
 fn logs(global: &Global, args: &LogsArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task logs")?;
     let log = client::task_log(&mut connection, args.id)?;
     let mut out = io::stdout().lock();
+    if global.json {
+        json_line(&mut out, &json!({ "id": args.id, "log": log }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // A file gets what the command wrote; a terminal does not obey it.
     if out.is_terminal() {
         write!(out, "{}", printable_lines(&log))?;

@@ -1,5 +1,6 @@
 //! Wait for the ends of tasks: by polling, since nobody announces them.
 
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,28 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// As for any program that SIGINT ended.
 const EXIT_INTERRUPTED: i32 = 130;
+
+/// As timeout(1) has it.
+const EXIT_TIMED_OUT: u8 = 124;
+
+/// The exit code of a wait that ended so: 0 if all tasks completed, 1 if one did not, 124
+/// if `timeout` came first, which is said.
+pub(crate) fn code_after_wait(
+    ids: &[TaskId],
+    states: &[TaskState],
+    timeout: Option<Duration>,
+) -> ExitCode {
+    if let Some(position) = states.iter().position(|state| !state.is_final()) {
+        let (id, state) = (ids[position], states[position]);
+        let timeout = humantime::format_duration(timeout.unwrap_or_default());
+        let n_others = states[position + 1..].iter().filter(|state| !state.is_final()).count();
+        let others = if n_others > 0 { format!(", and {n_others} more") } else { String::new() };
+        complain(&format!("stopped waiting after {timeout}; task {id} is `{state}`{others}"));
+        return ExitCode::from(EXIT_TIMED_OUT);
+    }
+    let all_completed = states.iter().all(|state| *state == TaskState::Completed);
+    if all_completed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
 
 /// Waits until all these tasks are final, or until `timeout` has passed, and
 /// returns the states then, in the order of `ids`. On a terminal a line on
@@ -78,8 +101,8 @@ fn leave_on_interrupt(bar: &ProgressBar, ids: &[TaskId]) -> Result<(), Error> {
         .map_err(|error| Error::system("could not watch for SIGINT", error))?;
     let bar = bar.clone();
     let remedy = match ids {
-        [id] => format!("task {id} goes on; `millhand task cancel {id}` ends it"),
-        _ => format!("{} tasks go on", ids.len()),
+        [id] => format!("task {id} stays; `millhand task cancel {id}` ends it"),
+        _ => format!("the {} tasks stay", ids.len()),
     };
     thread::spawn(move || {
         if signals.forever().next().is_some() {

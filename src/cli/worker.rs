@@ -1,5 +1,6 @@
 //! `millhand worker`: run tasks until told to stop.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,17 +12,18 @@ use millhand::{Config, Error, Registry, Worker};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::Failure;
+use super::{Failure, Global};
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// Run at most N tasks at once (default: 1, MILLHAND_THREADS)
-    #[arg(long, value_name = "N")]
+    /// Run at most N tasks at once (default: one for each processor,
+    /// MILLHAND_THREADS)
+    #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
     /// Use the locks of TYPE (default: postgres, MILLHAND_WORKER_TYPE)
     #[arg(long = "type", value_name = "TYPE")]
     worker_type: Option<WorkerType>,
-    /// Exit when no task is left that could run
+    /// Exit when no task is left that could run; with 1 if any failed
     #[arg(long)]
     burst: bool,
     /// Leave housekeeping to other workers
@@ -36,6 +38,26 @@ pub(crate) struct WorkerArgs {
     /// Knows {pid}, {hostname}, {fqdn} and {thread}, the number of the thread.
     #[arg(long, value_name = "TEMPLATE")]
     name_template: Option<String>,
+    /// Take a worker for missing that was silent for TIME (default: 30s,
+    /// MILLHAND_TTL)
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+    /// Look each TIME for what no message told of (default: 1s,
+    /// MILLHAND_POLL_INTERVAL)
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    poll_interval: Option<Duration>,
+    /// Share N connections to Postgres, with type redis (default: 8,
+    /// MILLHAND_POOL_SIZE)
+    #[arg(long, value_name = "N")]
+    pool_size: Option<u32>,
+    /// Begin all keys in Redis with PREFIX (default: millhand,
+    /// MILLHAND_REDIS_PREFIX)
+    #[arg(long, value_name = "PREFIX")]
+    redis_prefix: Option<String>,
+    /// Make tasks' working directories in DIR (default: the system's,
+    /// MILLHAND_WORKING_DIRECTORY)
+    #[arg(long, value_name = "DIR")]
+    working_directory: Option<PathBuf>,
     /// After SIGTERM let tasks run TIME at most (default: no limit,
     /// MILLHAND_STOP_AFTER)
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -44,46 +66,56 @@ pub(crate) struct WorkerArgs {
     /// MILLHAND_TASK_GRACE_INTERVAL)
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     task_grace_interval: Option<Duration>,
+    /// Give canceled commands TIME from SIGTERM to SIGKILL (default: 5s,
+    /// MILLHAND_CANCEL_GRACE_INTERVAL)
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    cancel_grace_interval: Option<Duration>,
 }
 
 impl WorkerArgs {
     /// Lets the flags override the settings.
     fn apply(&self, config: &mut Config) {
-        if let Some(threads) = self.threads {
-            config.threads = threads;
+        fn set<T: Clone>(setting: &mut T, flag: &Option<T>) {
+            if let Some(value) = flag {
+                setting.clone_from(value);
+            }
         }
-        if let Some(worker_type) = self.worker_type {
-            config.worker_type = worker_type;
-        }
-        if let Some(name_template) = &self.name_template {
-            config.name_template.clone_from(name_template);
-        }
-        if self.stop_after.is_some() {
-            config.stop_after = self.stop_after;
-        }
-        if let Some(interval) = self.task_grace_interval {
-            config.task_grace_interval = interval;
-        }
+        set(&mut config.threads, &self.threads);
+        set(&mut config.worker_type, &self.worker_type);
+        set(&mut config.name_template, &self.name_template);
+        set(&mut config.ttl, &self.ttl);
+        set(&mut config.poll_interval, &self.poll_interval);
+        set(&mut config.pool_size, &self.pool_size);
+        set(&mut config.redis_prefix, &self.redis_prefix);
+        set(&mut config.task_grace_interval, &self.task_grace_interval);
+        set(&mut config.cancel_grace_interval, &self.cancel_grace_interval);
+        config.working_directory =
+            self.working_directory.clone().or(config.working_directory.take());
+        config.stop_after = self.stop_after.or(config.stop_after);
     }
 }
 
 /// Runs tasks until a signal says to stop, or, with `--burst`, until nothing
 /// is left.
-pub(crate) fn run(args: &WorkerArgs, mut config: Config) -> Result<ExitCode, Failure> {
+pub(crate) fn run(global: &Global, args: &WorkerArgs) -> Result<ExitCode, Failure> {
+    let mut config = global.load()?;
     args.apply(&mut config);
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     let program = std::env::current_exe().map_err(|error| Error::Unavailable {
         doing: "could not find the program's own file".to_owned(),
         source: error.into(),
     })?;
+    let mut warden = vec![program.into_os_string(), "warden".into()];
+    warden.extend(global.log_flags().map(OsString::from));
     let worker = Worker::new(config, Registry::new())
         .burst(args.burst)
         .auxiliary(args.auxiliary)
         .owns_process(true)
-        .warden(vec![program.into_os_string(), "warden".into()]);
+        .warden(warden);
     obey_signals(worker.control())?;
-    worker.run()?;
-    Ok(ExitCode::SUCCESS)
+    let tally = worker.run()?;
+    // Whoever runs what there is, as in a test, wants to know how it went.
+    Ok(if args.burst && tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// SIGTERM and SIGHUP drain, SIGINT gives running tasks a grace period, a

@@ -140,7 +140,7 @@ impl Running {
         self.read();
         self.report(context);
         let status = shared.warden.take_leave(&mut self.child);
-        self.outcome(status)
+        self.outcome(status, killed)
     }
 
     /// Sleeps until something happens; true when the child has ended.
@@ -204,7 +204,8 @@ impl Running {
         }
     }
 
-    fn outcome(self, status: io::Result<ExitStatus>) -> Outcome {
+    /// `killed`: whether that was us.
+    fn outcome(self, status: io::Result<ExitStatus>, killed: bool) -> Outcome {
         let log = self.stderr.text();
         let last_words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let last_words: String = last_words.trim().chars().take(500).collect();
@@ -214,9 +215,10 @@ impl Running {
             )),
             Ok(status) if status.success() => None,
             Ok(status) => Some(match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit code {code}"),
-                (None, Some(signal)) => format!("killed by signal {signal}"),
-                (None, None) => status.to_string(),
+                (None, Some(signal)) if signal == Signal::KILL.as_raw() && !killed => {
+                    "killed by SIGKILL (often because memory ran out)".to_owned()
+                }
+                _ => how_it_ended(status),
             }),
             Err(error) => Some(format!("could not wait for the command: {error}")),
         };
@@ -276,6 +278,18 @@ impl Stream {
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+/// The exit code of a process, or the signal that killed it.
+pub(super) fn how_it_ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => match signal_hook::low_level::signal_name(signal) {
+            Some(name) => format!("killed by {name}"),
+            None => format!("killed by signal {signal}"),
+        },
+        (None, None) => status.to_string(),
     }
 }
 

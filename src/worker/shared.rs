@@ -17,6 +17,7 @@ use super::inbox::{Event, Mailbox};
 use super::lease::{Activity, Lease};
 use super::offer::Offer;
 use super::patience::News;
+use super::tally::Count;
 use super::warden::{self, Warden};
 use crate::config::WorkerType;
 use crate::error::Error;
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     pub(crate) control: Control,
     pub(super) name_template: String,
     pub(super) working_directory: PathBuf,
+    pub(super) count: Count,
     pub(super) news: News,
     pub(super) caretaker: Caretaker,
     pub(super) sight: Mutex<Arc<Sight>>,

@@ -11,6 +11,7 @@ use super::inbox::Inbox;
 use super::lease::{Activity, Lease};
 use super::patience::{FIRST_PAUSE, LAST_PAUSE, Patience};
 use super::run::run_task;
+use super::tally::End;
 use crate::error::{self, Error};
 
 /// How the work under one worker id ended.
@@ -187,6 +188,11 @@ fn work_session(
             log::warn!("worker {name}: stopped task {id}, its claim is gone");
             return Ok(Exit::Lost);
         }
+        shared.count.add(match outcome.completed {
+            true => End::Completed,
+            false if inbox.is_canceled(id) => End::Canceled,
+            false => End::Failed,
+        });
         ended = Some(Ended { id, outcome });
     }
 }

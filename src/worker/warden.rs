@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::clock::Moment;
+use super::command::how_it_ended;
 use crate::error::{self, Error};
 pub use process::run;
 pub(crate) use process::{directory_prefix, end_remains, remains_of, remove};
@@ -234,7 +235,8 @@ fn keep_alive(watched: &Weak<Warden>, mut child: Child) {
         if link.ended {
             return;
         }
-        log::warn!("the warden has died ({status:?}); starting another");
+        let how = status.map_or_else(|error| error.to_string(), how_it_ended);
+        log::warn!("the warden has died ({how}); starting another");
         if start.elapsed() > A_WHILE {
             pause = FIRST_PAUSE;
         }

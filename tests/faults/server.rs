@@ -344,7 +344,7 @@ fn freeze_idle_housekeeper(database: &Database) -> Pid {
     })
 }
 
-/// Stands in for a server that was restored from a backup, where elder tasks
+/// Stands in for a server that was restored from a backup, where older tasks
 /// wait again: one appears below all that the worker knows to be finished.
 #[test]
 fn a_worker_that_comes_back_looks_from_the_beginning() {

@@ -198,15 +198,14 @@ fn a_worker_starts_when_its_database_and_its_role_are_there_and_let_it_in() {
 
 #[test]
 fn workers_of_another_type_take_over_when_the_last_has_gone() {
-    for (elder, younger) in [("postgres", "redis"), ("redis", "pulpcore"), ("pulpcore", "postgres")]
-    {
+    for (older, newer) in [("postgres", "redis"), ("redis", "pulpcore"), ("pulpcore", "postgres")] {
         let database = Database::new();
         let workshop = Workshop::new(&database, "");
-        let first = workshop.worker(elder, &["--name-template", "the-first"]);
+        let first = workshop.worker(older, &["--name-template", "the-first"]);
         database.wait_for_workers(1);
-        let second = workshop.worker(younger, &["--name-template", "the-second"]);
+        let second = workshop.worker(newer, &["--name-template", "the-second"]);
         let line = format!(
-            "a worker of type `{younger}` cannot start while worker the-first of type `{elder}` is online"
+            "a worker of type `{newer}` cannot start while worker the-first of type `{older}` is online"
         );
         wait_for_line(&database, &second, &line);
         first.stop(Signal::TERM);

@@ -174,7 +174,7 @@ fn check_fence(journal: &mut Journal, folder: &Path, name: &str, fence: u64) {
         journal.note("STALEFENCE", format_args!("{name} has seen {highest}, now {fence}"));
         return;
     }
-    // The last one is enough; one that is killed in between leaves an elder one.
+    // The last one is enough; one that is killed in between leaves an older one.
     if seen.len() > 4096 {
         file.set_len(0).unwrap();
         file.rewind().unwrap();

@@ -7,6 +7,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use millhand::client::TaskFilter;
 use millhand::{Task, TaskId, TaskState, client, db};
 
 use crate::handler::holders;
@@ -57,7 +58,8 @@ pub(crate) fn judge(site: &Site, confirmed: &[TaskId]) -> Verdict {
     let violations = &mut verdict.violations;
     violations.extend(site.bad_ends.iter().cloned());
     let mut connection = site.database.connect();
-    verdict.tasks = client::list_tasks(&mut connection, &[], None, i64::MAX).unwrap();
+    let all = TaskFilter { limit: u32::MAX, ..TaskFilter::default() };
+    verdict.tasks = client::list_tasks(&mut connection, &all).unwrap();
     let tasks: HashMap<TaskId, &Task> = verdict.tasks.iter().map(|task| (task.id, task)).collect();
     for id in confirmed.iter().filter(|id| !tasks.contains_key(id)) {
         violations.push(format!("task {id} was dispatched and is not there"));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex};
 
+use millhand::client::TaskFilter;
 use millhand::server::{PostgresOptions, PrivatePostgres};
 use millhand::{NewTask, Task, TaskId, TaskState, client, db, fleet, migrate};
 use postgres::Client;
@@ -129,9 +130,8 @@ impl Database {
 
     /// All tasks, in the order of their ids.
     pub(crate) fn tasks(&self) -> Vec<Task> {
-        let mut tasks = client::list_tasks(&mut self.connect(), &[], None, i64::MAX).unwrap();
-        tasks.reverse();
-        tasks
+        let all = TaskFilter { oldest_first: true, limit: u32::MAX, ..TaskFilter::default() };
+        client::list_tasks(&mut self.connect(), &all).unwrap()
     }
 
     pub(crate) fn task(&self, id: TaskId) -> Task {
@@ -199,7 +199,8 @@ impl Database {
         let Ok(mut connection) = db::connect(&self.url(), "test") else {
             return "(no connection for the task table)".to_owned();
         };
-        let tasks = client::list_tasks(&mut connection, &[], None, 100).unwrap_or_default();
+        let newest = TaskFilter { limit: 100, ..TaskFilter::default() };
+        let tasks = client::list_tasks(&mut connection, &newest).unwrap_or_default();
         let mut text = String::new();
         for task in tasks.iter().rev() {
             text.push_str(&format!(

@@ -64,6 +64,8 @@ impl Workshop {
             command.env("MILLHAND_POLL_INTERVAL", "20ms");
         }
         command
+            // Whatever machine this is; most tests look at one worker.
+            .env("MILLHAND_THREADS", "1")
             .env("MILLHAND_CONFIG", self.folder.path().join("millhand.toml"))
             .env("MILLHAND_DATABASE_URL", &self.url)
             .env("MILLHAND_REDIS_URL", &self.redis.url)

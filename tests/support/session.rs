@@ -63,7 +63,7 @@ impl Session {
     }
 
     /// The same of type `pulpcore`; an auxiliary one does not unblock.
-    pub(crate) fn elder(database: &Database, name: &str, unblocks: bool) -> Session {
+    pub(crate) fn pulpcore(database: &Database, name: &str, unblocks: bool) -> Session {
         Session::of_type(database, name, Way::Pulpcore { unblocks })
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use millhand::client::TaskFilter;
 use millhand::{Error, TaskId, TaskState, client};
 use postgres::Client;
 use serde_json::Value;
@@ -59,7 +60,14 @@ pub(super) fn report(
             }
         }
     }
-    let failed = client::list_tasks(client, &[TaskState::Failed, TaskState::Canceled], None, 1000)?;
+    let failed = client::list_tasks(
+        client,
+        &TaskFilter {
+            states: vec![TaskState::Failed, TaskState::Canceled],
+            limit: 1000,
+            ..TaskFilter::default()
+        },
+    )?;
     for task in &failed {
         let log = client::task_log(client, task.id)?;
         let last = log.lines().last().unwrap_or_default();

@@ -2,7 +2,7 @@
 //! connection. When the session ends, for whatever reason, the locks are gone.
 //!
 //! With `postgres` a worker looks through the waiting tasks by itself and holds a
-//! lock for the task and one for each resource. With `pulpcore`, the elder design,
+//! lock for the task and one for each resource. With `pulpcore`, the older design,
 //! one worker at a time marks the tasks that may start, and all take what is marked,
 //! with a lock for the task alone. That is another statement; all else is the same.
 
@@ -123,9 +123,9 @@ impl BackEnd for PostgresBackEnd {
         let fail = |error| Error::postgres("could not listen", error);
         let mut client = db::connect_for_long(&shared.url, "millhand listener")?;
         client.batch_execute("LISTEN millhand_wakeup; LISTEN millhand_cancel").map_err(fail)?;
-        let is_elder = self.way != Way::Look;
+        let is_pulpcore = self.way != Way::Look;
         let auxiliary = self.way == Way::Unblocked { unblocks: false };
-        if is_elder {
+        if is_pulpcore {
             client.batch_execute("LISTEN millhand_metrics").map_err(fail)?;
         }
         let mut metrics_told = Instant::now();
@@ -144,7 +144,7 @@ impl BackEnd for PostgresBackEnd {
                         }
                         "millhand_metrics" => {
                             metrics_told = Instant::now();
-                            log::debug!("unblocked tasks and seconds of the eldest: {said}");
+                            log::debug!("unblocked tasks and seconds of the oldest: {said}");
                         }
                         // What has yet to be marked is not for those who do not mark.
                         _ if auxiliary && said != "handle" => {}
@@ -155,7 +155,7 @@ impl BackEnd for PostgresBackEnd {
             if client.is_closed() {
                 break;
             }
-            if is_elder && !auxiliary && metrics_told.elapsed() >= METRICS_INTERVAL {
+            if is_pulpcore && !auxiliary && metrics_told.elapsed() >= METRICS_INTERVAL {
                 metrics_told = Instant::now();
                 let tell = include_str!("../../../sql/queries/tell_metrics.sql");
                 client.execute(tell, &[]).map_err(fail)?;
