@@ -372,7 +372,7 @@ CREATE FUNCTION millhand.dispatching_lock() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT pg_catalog.hashint8extended(2, 7305)$$;
 
-CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text, holds_resources boolean) RETURNS text[]
+CREATE FUNCTION millhand.finish_task(worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text, task_log_size bigint, task_progress jsonb, holds_resources boolean) RETURNS text[]
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -384,7 +384,8 @@ BEGIN
        SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE outcome END,
            result = CASE state WHEN 'canceling' THEN NULL ELSE task_result END,
            error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
-           log = task_log, owner = NULL, finished_at = clock_timestamp()
+           log = task_log, log_size = task_log_size,
+           progress = coalesce(task_progress, progress), owner = NULL, finished_at = clock_timestamp()
      WHERE id = task_id AND owner IS NOT DISTINCT FROM worker_id
     RETURNING exclusive, shared INTO ended;
     IF NOT FOUND THEN
@@ -504,6 +505,15 @@ CREATE FUNCTION millhand.is_plain(name text, args jsonb, exclusive text[], share
 $_$;
 
 CREATE FUNCTION millhand.joint_turn(ended bigint[], ended_by bigint[], outcomes text[], results jsonb[], errors text[], logs text[], started bigint[], started_by bigint[]) RETURNS TABLE(task_id bigint, what text, task_name text, task_args jsonb, task_fence bigint, task_attempt integer)
+    LANGUAGE sql
+    AS $_$
+    SELECT task_id, what, task_name, task_args, task_fence, task_attempt
+      FROM millhand.joint_turn($1, $2, $3, $4, $5, $6,
+                               array_fill(NULL::bigint, ARRAY[cardinality($1)]),
+                               array_fill(NULL::jsonb, ARRAY[cardinality($1)]), $7, $8)
+$_$;
+
+CREATE FUNCTION millhand.joint_turn(ended bigint[], ended_by bigint[], outcomes text[], results jsonb[], errors text[], logs text[], log_sizes bigint[], progresses jsonb[], started bigint[], started_by bigint[]) RETURNS TABLE(task_id bigint, what text, task_name text, task_args jsonb, task_fence bigint, task_attempt integer, task_exclusive text[], task_shared text[])
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -520,15 +530,18 @@ BEGIN
                SET state = CASE t.state WHEN 'canceling' THEN 'canceled' ELSE e.outcome END,
                    result = CASE t.state WHEN 'canceling' THEN NULL ELSE e.result END,
                    error = CASE t.state WHEN 'canceling' THEN NULL ELSE e.error END,
-                   log = e.log, owner = NULL, finished_at = clock_timestamp()
+                   log = e.log, log_size = e.log_size, progress = coalesce(e.progress, t.progress),
+                   owner = NULL, finished_at = clock_timestamp()
               FROM (SELECT own.ctid AS place, given.*
-                      FROM unnest(ended, ended_by, outcomes, results, errors, logs)
-                           AS given (task, worker, outcome, result, error, log)
+                      FROM unnest(ended, ended_by, outcomes, results, errors, logs,
+                                  log_sizes, progresses)
+                           AS given (task, worker, outcome, result, error, log, log_size, progress)
                       JOIN millhand.task own
                         ON own.id = given.task AND own.owner IS NOT DISTINCT FROM given.worker
                        FOR NO KEY UPDATE OF own SKIP LOCKED) AS e
              WHERE t.ctid = e.place
-            RETURNING t.id, 'ended', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer;
+            RETURNING t.id, 'ended', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer,
+                      NULL::text[], NULL::text[];
         GET DIAGNOSTICS n_ended = ROW_COUNT;
         IF n_ended > 0 AND EXISTS (SELECT FROM millhand.parked) THEN
             PERFORM millhand.unpark_behind(ARRAY(
@@ -538,7 +551,8 @@ BEGIN
         END IF;
         IF n_ended < cardinality(ended) THEN
             RETURN QUERY
-                SELECT t.id, 'held up', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer
+                SELECT t.id, 'held up', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer,
+                       NULL::text[], NULL::text[]
                   FROM unnest(ended, ended_by) AS given (task, worker)
                   JOIN millhand.task t
                     ON t.id = given.task AND t.owner IS NOT DISTINCT FROM given.worker;
@@ -559,7 +573,7 @@ BEGIN
                        AND free.state <> ALL ('{running,canceling,completed,failed,canceled}')
                        FOR NO KEY UPDATE OF free SKIP LOCKED) AS s
              WHERE t.ctid = s.place
-            RETURNING t.id, 'started', t.name, t.args, t.fence, t.attempt;
+            RETURNING t.id, 'started', t.name, t.args, t.fence, t.attempt, t.exclusive, t.shared;
     END IF;
 END
 $$;
@@ -681,6 +695,15 @@ CREATE FUNCTION millhand.needs(exclusive text[], shared text[]) RETURNS TABLE(re
 $_$;
 
 CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
+    LANGUAGE sql
+    AS $_$
+    SELECT owned, task_id, task_name, task_args, task_fence, task_attempt, more, inconclusive, unfinished,
+           bell_hung
+      FROM millhand.next_task($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL,
+                              $11, $12, $13, $14)
+$_$;
+
+CREATE FUNCTION millhand.next_task(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, task_log_size bigint, task_progress jsonb, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT task_exclusive text[], OUT task_shared text[], OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -717,7 +740,8 @@ BEGIN
         others_end := NOT (pg_try_advisory_lock(millhand.dispatching_lock())
                            AND pg_advisory_unlock(millhand.dispatching_lock()));
         freed := millhand.finish_task(
-            worker_id, ended_task, outcome, task_result, task_error, task_log, true);
+            worker_id, ended_task, outcome, task_result, task_error, task_log, task_log_size,
+            task_progress, true);
         IF freed IS NULL THEN
             owned := false;
             RETURN;
@@ -797,8 +821,9 @@ BEGIN
                          WHERE t.ctid = (SELECT w.ctid FROM millhand.task w
                                           WHERE w.ctid = candidate.place AND w.state = 'waiting'
                                             FOR NO KEY UPDATE SKIP LOCKED)
-                        RETURNING t.id, t.name, t.args, t.fence, t.attempt
-                             INTO task_id, task_name, task_args, task_fence, task_attempt;
+                        RETURNING t.id, t.name, t.args, t.fence, t.attempt, t.exclusive, t.shared
+                             INTO task_id, task_name, task_args, task_fence, task_attempt, task_exclusive,
+                                  task_shared;
                         IF NOT FOUND THEN
                             PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
                             inconclusive := true;
@@ -1414,6 +1439,15 @@ END
 $$;
 
 CREATE FUNCTION millhand.unblocked_turn(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, unblocks boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
+    LANGUAGE sql
+    AS $_$
+    SELECT owned, task_id, task_name, task_args, task_fence, task_attempt, more, inconclusive, unfinished,
+           bell_hung
+      FROM millhand.unblocked_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL,
+                                   $11, $12, $13, $14, $15)
+$_$;
+
+CREATE FUNCTION millhand.unblocked_turn(worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[], ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text, task_log_size bigint, task_progress jsonb, wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean, unblocks boolean, OUT owned boolean, OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint, OUT task_attempt integer, OUT task_exclusive text[], OUT task_shared text[], OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean) RETURNS record
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -1433,7 +1467,8 @@ BEGIN
         -- As in dispatch: whoever hangs a bell before this commits looks again.
         PERFORM pg_advisory_xact_lock_shared(millhand.dispatching_lock());
         freed := millhand.finish_task(
-            worker_id, ended_task, outcome, task_result, task_error, task_log, false);
+            worker_id, ended_task, outcome, task_result, task_error, task_log, task_log_size,
+            task_progress, false);
         IF freed IS NULL THEN
             owned := false;
             RETURN;
@@ -1475,8 +1510,9 @@ BEGIN
              WHERE t.ctid = (SELECT w.ctid FROM millhand.task w
                               WHERE w.ctid = candidate.place AND w.state = 'waiting'
                                 FOR NO KEY UPDATE SKIP LOCKED)
-            RETURNING t.id, t.name, t.args, t.fence, t.attempt
-                 INTO task_id, task_name, task_args, task_fence, task_attempt;
+            RETURNING t.id, t.name, t.args, t.fence, t.attempt, t.exclusive, t.shared
+                 INTO task_id, task_name, task_args, task_fence, task_attempt, task_exclusive,
+                      task_shared;
             IF NOT FOUND THEN
                 PERFORM pg_advisory_unlock(millhand.task_lock(candidate.id));
                 inconclusive := true;
@@ -1693,6 +1729,7 @@ CREATE TABLE millhand.task (
     started_at timestamp with time zone,
     finished_at timestamp with time zone,
     unblocked_at timestamp with time zone,
+    log_size bigint,
     CONSTRAINT task_consistent CHECK (millhand.is_consistent(state, "position", owner, started_at, finished_at))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000', autovacuum_vacuum_cost_delay='0');
@@ -1704,6 +1741,8 @@ COMMENT ON COLUMN millhand.task.owner IS 'The worker row that may end the task.'
 COMMENT ON COLUMN millhand.task.worker IS 'Name of the worker that ran it last.';
 
 COMMENT ON COLUMN millhand.task.unblocked_at IS 'Since when no earlier task is in the way, as far as workers of type pulpcore have found; others do not look at it.';
+
+COMMENT ON COLUMN millhand.task.log_size IS 'How many bytes of text its command has written to stderr in all; `log` is the end of them.';
 
 CREATE SEQUENCE millhand.task_fence
     START WITH 1

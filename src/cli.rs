@@ -17,6 +17,7 @@ mod completions;
 mod demo;
 mod dev;
 mod dispatch;
+mod logs;
 mod man;
 mod migrate;
 mod numbers;

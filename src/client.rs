@@ -7,10 +7,9 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use postgres::types::{Json, Type};
+use postgres::types::Type;
 use postgres::{GenericClient, Transaction};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::error::{self, Error};
 use crate::row;
@@ -148,14 +147,27 @@ pub fn list_tasks(
     Ok(tasks)
 }
 
-/// The last 64 KiB of what a task's command wrote to stderr; empty while it
-/// runs and for handlers that are functions.
-pub fn task_log(client: &mut impl GenericClient, id: TaskId) -> Result<String, Error> {
+/// What a task's command has written to stderr, as far as it is stored: while it runs,
+/// that is up to a few seconds ago.
+#[derive(Debug, Clone)]
+pub struct TaskLog {
+    /// The last 64 KiB; empty for handlers that are functions.
+    pub text: String,
+    /// How many bytes there were in all.
+    pub size: u64,
+    /// Where the task is in its life: of one that is final, this is all.
+    pub state: TaskState,
+}
+
+/// Reads a task's log.
+pub fn task_log(client: &mut impl GenericClient, id: TaskId) -> Result<TaskLog, Error> {
     let row = client
-        .query_opt(include_str!("../sql/queries/task_log.sql"), &[&id.0])
+        .query_typed_opt(include_str!("../sql/queries/task_log.sql"), &[(&id.0, Type::INT8)])
         .map_err(|error| Error::postgres(&format!("could not read the log of task {id}"), error))?
         .ok_or_else(|| not_found(id))?;
-    Ok(row.get::<_, Option<String>>(0).unwrap_or_default())
+    let size: i64 = row.get("log_size");
+    let state = read_state(row.get("state"))?;
+    Ok(TaskLog { text: row.get("log"), size: size.unsigned_abs(), state })
 }
 
 /// State and progress of those of these tasks that exist, in no order.
@@ -201,25 +213,6 @@ pub fn lock_places(transaction: &mut Transaction<'_>, tasks: &[NewTask]) -> Resu
             &[&names(|task| &task.exclusive), &names(|task| &task.shared)],
         )
         .map_err(|error| Error::postgres("could not dispatch tasks", error))?;
-    Ok(())
-}
-
-/// Replaces the progress of a running task that `worker` owns; nothing happens
-/// if it does not.
-pub(crate) fn set_progress(
-    client: &mut impl GenericClient,
-    worker: i64,
-    id: TaskId,
-    progress: &RawValue,
-) -> Result<(), Error> {
-    client
-        .execute(
-            include_str!("../sql/queries/set_progress.sql"),
-            &[&id.0, &worker, &Json(progress)],
-        )
-        .map_err(|error| {
-            Error::postgres(&format!("could not store the progress of task {id}"), error)
-        })?;
     Ok(())
 }
 

@@ -1,18 +1,16 @@
 //! What a handler that is a function sees while it runs.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use crate::error::{self, Error};
+use crate::error::Error;
 use crate::task::{NewTask, TaskId};
 use crate::worker::claim::Claims;
 use crate::worker::inbox::Inbox;
-
-/// How often a task's progress is stored at most.
-pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+use crate::worker::reports::Reports;
+use crate::worker::run::storable_json;
 
 /// The running task, seen from its handler. It lives on the worker's thread.
 pub struct Context<'a> {
@@ -22,8 +20,7 @@ pub struct Context<'a> {
     pub(crate) attempt: i32,
     pub(crate) claims: RefCell<&'a mut dyn Claims>,
     pub(crate) inbox: &'a Inbox,
-    pub(crate) last_progress: Cell<Option<Instant>>,
-    pub(crate) unstored: RefCell<Option<Box<RawValue>>>,
+    pub(crate) reports: &'a Reports,
 }
 
 impl Context<'_> {
@@ -57,7 +54,6 @@ impl Context<'_> {
     /// handler returns after that counts only in the second case.
     #[must_use]
     pub fn is_canceled(&self) -> bool {
-        self.store_due_progress();
         self.inbox.must_end(self.id, *self.claims.borrow_mut())
     }
 
@@ -74,35 +70,12 @@ impl Context<'_> {
         false
     }
 
-    /// Stores how far the handler has come, as JSON of any shape; twice a second at most.
-    /// Of what comes faster the newest is stored when that time has passed and the handler
-    /// reports or asks whether it should end, at the latest when it has ended.
+    /// Says how far the handler has come, as JSON of any shape. This waits for nobody: what
+    /// was said last is stored half a second later, and at the latest with the task's end.
     pub fn progress(&self, progress: &impl Serialize) {
         match serde_json::value::to_raw_value(progress) {
-            Ok(progress) => *self.unstored.borrow_mut() = Some(progress),
+            Ok(progress) => self.reports.progress(self.id, self.fence, storable_json(progress)),
             Err(error) => log::warn!("progress of task {} cannot be written: {error}", self.id),
-        }
-        self.store_due_progress();
-    }
-
-    /// When progress that was reported has to be stored.
-    pub(crate) fn progress_is_due_at(&self) -> Option<Instant> {
-        self.unstored.borrow().as_ref()?;
-        Some(self.last_progress.get().map_or_else(Instant::now, |last| last + PROGRESS_INTERVAL))
-    }
-
-    pub(crate) fn store_due_progress(&self) {
-        if self.progress_is_due_at().is_some_and(|due| due <= Instant::now()) {
-            self.store_progress();
-        }
-    }
-
-    /// Stores what was reported last, if it is not stored yet.
-    pub(crate) fn store_progress(&self) {
-        let Some(progress) = self.unstored.take() else { return };
-        self.last_progress.set(Some(Instant::now()));
-        if let Err(error) = self.claims.borrow_mut().set_progress(self.id, &progress) {
-            log::warn!("{}", error::chain(&error));
         }
     }
 

@@ -12,14 +12,15 @@ use postgres::error::SqlState;
 use crate::error::Error;
 
 /// The migrations, in order; the number of the last is the schema's version.
-const MIGRATIONS: [(i32, &str, &str); 4] = [
+const MIGRATIONS: [(i32, &str, &str); 5] = [
     (1, "initial", include_str!("../sql/migrations/0001_initial.sql")),
     (2, "lock owner", include_str!("../sql/migrations/0002_lock_owner.sql")),
     (3, "unblocked", include_str!("../sql/migrations/0003_unblocked.sql")),
     (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
+    (5, "reports", include_str!("../sql/migrations/0005_reports.sql")),
 ];
 
-const FUNCTIONS: [&str; 20] = [
+const FUNCTIONS: [&str; 21] = [
     include_str!("../sql/functions/01_lock_keys.sql"),
     include_str!("../sql/functions/02_ring.sql"),
     include_str!("../sql/functions/03_places.sql"),
@@ -40,6 +41,7 @@ const FUNCTIONS: [&str; 20] = [
     include_str!("../sql/functions/20_json.sql"),
     include_str!("../sql/functions/18_sequences.sql"),
     include_str!("../sql/functions/19_names.sql"),
+    include_str!("../sql/functions/21_version_4.sql"),
 ];
 
 /// For how long a migration tries to get the locks that it needs, and its pauses: longer

@@ -27,9 +27,11 @@ mod mark;
 mod offer;
 mod orphans;
 mod patience;
-mod run;
+pub(crate) mod reports;
+pub(crate) mod run;
 mod shared;
 mod sweeper;
+mod tail;
 mod tally;
 mod thread;
 pub mod warden;
@@ -56,6 +58,7 @@ use claim::redis::RedisBackEnd;
 use inbox::{Event, Inbox, Mailbox};
 use lease::Activity;
 use offer::Offer;
+use reports::Reports;
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
 use tally::Count;
 pub use tally::Tally;
@@ -251,6 +254,7 @@ impl Worker {
             name_template: self.config.name_template.clone(),
             working_directory,
             count: Count::default(),
+            reports: Reports::default(),
             news: patience::News::default(),
             caretaker: Caretaker::new(),
             sight: Mutex::default(),
@@ -352,6 +356,7 @@ fn supervise(
             ("listener", listener::listen as fn(&Arc<Shared>)),
             ("housekeeper", housekeeper::keep_house),
             ("caretaker", caretaker::take_care),
+            ("reporter", reports::report),
         ];
         let (failed_sender, failed) = crossbeam_channel::unbounded();
         for (name, helper) in helpers {

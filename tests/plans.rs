@@ -68,7 +68,7 @@ fn a_turn_reads_its_own_tasks_only() {
     let worker = session.worker;
     let (first, second, third) = (ids[0], ids[1], ids[2]);
     let start = format!(
-        "SELECT * FROM millhand.joint_turn('{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
+        "SELECT * FROM millhand.joint_turn('{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
                                            '{{{first},{second}}}', '{{{worker},{worker}}}')"
     );
     let end = format!(

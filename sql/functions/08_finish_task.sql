@@ -5,10 +5,10 @@
 -- serve it: the others are thick with remains of what this worker ran before.
 -- A task that somebody asked to cancel ends `canceled`, however its handler
 -- ended. `holds_resources`: the session holds the locks of the task's resources,
--- beside that of the task.
+-- beside that of the task. `task_progress` is what is not stored yet, if anything.
 CREATE OR REPLACE FUNCTION millhand.finish_task(
     worker_id bigint, task_id bigint, outcome text, task_result jsonb, task_error text, task_log text,
-    holds_resources boolean
+    task_log_size bigint, task_progress jsonb, holds_resources boolean
 ) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -20,7 +20,8 @@ BEGIN
        SET state = CASE state WHEN 'canceling' THEN 'canceled' ELSE outcome END,
            result = CASE state WHEN 'canceling' THEN NULL ELSE task_result END,
            error = CASE state WHEN 'canceling' THEN NULL ELSE task_error END,
-           log = task_log, owner = NULL, finished_at = clock_timestamp()
+           log = task_log, log_size = task_log_size,
+           progress = coalesce(task_progress, progress), owner = NULL, finished_at = clock_timestamp()
      WHERE id = task_id AND owner IS NOT DISTINCT FROM worker_id
     RETURNING exclusive, shared INTO ended;
     IF NOT FOUND THEN

@@ -49,10 +49,11 @@
 CREATE OR REPLACE FUNCTION millhand.next_task(
     worker_id bigint, worker_name text, handlers text[], low bigint, stragglers bigint[],
     ended_task bigint, outcome text, task_result jsonb, task_error text, task_log text,
+    task_log_size bigint, task_progress jsonb,
     wanted boolean, idle_siblings boolean, take_bell_down boolean, hang_bell boolean,
     OUT owned boolean,
     OUT task_id bigint, OUT task_name text, OUT task_args jsonb, OUT task_fence bigint,
-    OUT task_attempt integer,
+    OUT task_attempt integer, OUT task_exclusive text[], OUT task_shared text[],
     OUT more boolean, OUT inconclusive boolean, OUT unfinished boolean, OUT bell_hung boolean
 )
 LANGUAGE plpgsql AS $$
@@ -90,7 +91,8 @@ BEGIN
         others_end := NOT (pg_try_advisory_lock(millhand.dispatching_lock())
                            AND pg_advisory_unlock(millhand.dispatching_lock()));
         freed := millhand.finish_task(
-            worker_id, ended_task, outcome, task_result, task_error, task_log, true);
+            worker_id, ended_task, outcome, task_result, task_error, task_log, task_log_size,
+            task_progress, true);
         IF freed IS NULL THEN
             owned := false;
             RETURN;
@@ -170,8 +172,9 @@ BEGIN
                          WHERE t.ctid = (SELECT w.ctid FROM millhand.task w
                                           WHERE w.ctid = candidate.place AND w.state = 'waiting'
                                             FOR NO KEY UPDATE SKIP LOCKED)
-                        RETURNING t.id, t.name, t.args, t.fence, t.attempt
-                             INTO task_id, task_name, task_args, task_fence, task_attempt;
+                        RETURNING t.id, t.name, t.args, t.fence, t.attempt, t.exclusive, t.shared
+                             INTO task_id, task_name, task_args, task_fence, task_attempt, task_exclusive,
+                                  task_shared;
                         IF NOT FOUND THEN
                             PERFORM millhand.unlock(candidate.id, candidate.exclusive, candidate.shared);
                             inconclusive := true;

@@ -20,9 +20,10 @@
 -- as held up, or as not waiting any more.
 CREATE OR REPLACE FUNCTION millhand.joint_turn(
     ended bigint[], ended_by bigint[], outcomes text[], results jsonb[], errors text[], logs text[],
-    started bigint[], started_by bigint[]
+    log_sizes bigint[], progresses jsonb[], started bigint[], started_by bigint[]
 ) RETURNS TABLE (
-    task_id bigint, what text, task_name text, task_args jsonb, task_fence bigint, task_attempt integer
+    task_id bigint, what text, task_name text, task_args jsonb, task_fence bigint,
+    task_attempt integer, task_exclusive text[], task_shared text[]
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -39,15 +40,18 @@ BEGIN
                SET state = CASE t.state WHEN 'canceling' THEN 'canceled' ELSE e.outcome END,
                    result = CASE t.state WHEN 'canceling' THEN NULL ELSE e.result END,
                    error = CASE t.state WHEN 'canceling' THEN NULL ELSE e.error END,
-                   log = e.log, owner = NULL, finished_at = clock_timestamp()
+                   log = e.log, log_size = e.log_size, progress = coalesce(e.progress, t.progress),
+                   owner = NULL, finished_at = clock_timestamp()
               FROM (SELECT own.ctid AS place, given.*
-                      FROM unnest(ended, ended_by, outcomes, results, errors, logs)
-                           AS given (task, worker, outcome, result, error, log)
+                      FROM unnest(ended, ended_by, outcomes, results, errors, logs,
+                                  log_sizes, progresses)
+                           AS given (task, worker, outcome, result, error, log, log_size, progress)
                       JOIN millhand.task own
                         ON own.id = given.task AND own.owner IS NOT DISTINCT FROM given.worker
                        FOR NO KEY UPDATE OF own SKIP LOCKED) AS e
              WHERE t.ctid = e.place
-            RETURNING t.id, 'ended', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer;
+            RETURNING t.id, 'ended', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer,
+                      NULL::text[], NULL::text[];
         GET DIAGNOSTICS n_ended = ROW_COUNT;
         IF n_ended > 0 AND EXISTS (SELECT FROM millhand.parked) THEN
             PERFORM millhand.unpark_behind(ARRAY(
@@ -57,7 +61,8 @@ BEGIN
         END IF;
         IF n_ended < cardinality(ended) THEN
             RETURN QUERY
-                SELECT t.id, 'held up', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer
+                SELECT t.id, 'held up', NULL::text, NULL::jsonb, NULL::bigint, NULL::integer,
+                       NULL::text[], NULL::text[]
                   FROM unnest(ended, ended_by) AS given (task, worker)
                   JOIN millhand.task t
                     ON t.id = given.task AND t.owner IS NOT DISTINCT FROM given.worker;
@@ -78,7 +83,7 @@ BEGIN
                        AND free.state <> ALL ('{running,canceling,completed,failed,canceled}')
                        FOR NO KEY UPDATE OF free SKIP LOCKED) AS s
              WHERE t.ctid = s.place
-            RETURNING t.id, 'started', t.name, t.args, t.fence, t.attempt;
+            RETURNING t.id, 'started', t.name, t.args, t.fence, t.attempt, t.exclusive, t.shared;
     END IF;
 END
 $$;

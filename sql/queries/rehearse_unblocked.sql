@@ -13,26 +13,26 @@ SELECT nth - 2 * pid, 'millhand rehearsal', 9223372036854775806 - 2 * pid + nth,
 SELECT FROM millhand.task t
  CROSS JOIN LATERAL millhand.unblocked_turn(
        t.id, t.name, ARRAY[t.name], t.position, '{}',
-       NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        true, true, false, false, false)
  WHERE t.id = -2 * pg_backend_pid();
 UPDATE millhand.task SET unblocked_at = clock_timestamp() WHERE id = 1 - 2 * pg_backend_pid();
 SELECT FROM millhand.task t
  CROSS JOIN LATERAL millhand.unblocked_turn(
        t.owner, t.name, ARRAY[t.name], t.position, '{}',
-       t.id, 'completed', 'null', NULL, NULL,
+       t.id, 'completed', 'null', NULL, NULL, NULL, NULL,
        true, true, false, false, false)
  WHERE t.id = -2 * pg_backend_pid();
 SELECT FROM millhand.task t
  CROSS JOIN LATERAL millhand.unblocked_turn(
        t.owner, t.name, ARRAY[t.name], t.position, '{}',
-       t.id, 'completed', 'null', NULL, NULL,
+       t.id, 'completed', 'null', NULL, NULL, NULL, NULL,
        true, false, false, true, true)
  WHERE t.id = 1 - 2 * pg_backend_pid();
 SELECT FROM millhand.task t
  CROSS JOIN LATERAL millhand.unblocked_turn(
        t.id, t.name, ARRAY[t.name], t.position, '{}',
-       NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        false, false, true, false, true)
  WHERE t.id = 1 - 2 * pg_backend_pid();
 ROLLBACK;

@@ -1,7 +1,7 @@
 //! `millhand task`: list, show, cancel, wait for tasks, read their logs.
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,14 +12,12 @@ use millhand::client::TaskFilter;
 use millhand::{Error, Task, TaskId, TaskState, client, error};
 use postgres::Client;
 use serde::Serialize;
-use serde_json::json;
 
 use crate::cli::output::{
-    Colour, Listing, between, colour_of, complain, json_line, names, printable, printable_lines,
-    seconds, short,
+    Colour, Listing, between, colour_of, complain, json_line, names, printable, seconds, short,
 };
 use crate::cli::wait::{code_after_wait, wait_for_tasks};
-use crate::cli::{Failure, Global};
+use crate::cli::{Failure, Global, logs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TaskCommand {
@@ -32,7 +30,7 @@ pub(crate) enum TaskCommand {
     /// Wait until tasks have ended
     Wait(WaitArgs),
     /// Print what a task's command wrote to stderr
-    Logs(LogsArgs),
+    Logs(logs::LogsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -89,13 +87,6 @@ pub(crate) struct WaitArgs {
     timeout: Option<Duration>,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct LogsArgs {
-    /// Print the log of the task of this number
-    #[arg(value_name = "ID")]
-    id: TaskId,
-}
-
 /// What a listing says of a task that has just changed.
 #[derive(Debug, Serialize)]
 struct Changed {
@@ -136,7 +127,7 @@ pub(crate) fn run(global: &Global, command: TaskCommand) -> Result<ExitCode, Fai
         TaskCommand::Show(args) => show(global, &args),
         TaskCommand::Cancel(args) => cancel(global, &args),
         TaskCommand::Wait(args) => wait(global, &args),
-        TaskCommand::Logs(args) => logs(global, &args),
+        TaskCommand::Logs(args) => logs::run(global, &args),
     }
 }
 
@@ -260,24 +251,6 @@ fn wait(global: &Global, args: &WaitArgs) -> Result<ExitCode, Failure> {
         Changed { id, state }.print(global.json)?;
     }
     Ok(code_after_wait(&args.ids, &states, args.timeout))
-}
-
-fn logs(global: &Global, args: &LogsArgs) -> Result<ExitCode, Failure> {
-    let mut connection = global.connect("millhand task logs")?;
-    let log = client::task_log(&mut connection, args.id)?;
-    let mut out = io::stdout().lock();
-    if global.json {
-        json_line(&mut out, &json!({ "id": args.id, "log": log }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    // A file gets what the command wrote; a terminal does not obey it.
-    if out.is_terminal() {
-        write!(out, "{}", printable_lines(&log))?;
-    } else {
-        write!(out, "{log}")?;
-    }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn text(value: Option<&impl Display>) -> Option<String> {

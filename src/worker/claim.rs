@@ -6,7 +6,7 @@ pub(crate) mod postgres;
 pub(crate) mod redis;
 mod rest;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ::postgres::types::Json;
 use serde_json::value::{RawValue, to_raw_value};
@@ -14,6 +14,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::Shared;
 use super::args::Args;
 use super::inbox::Inbox;
+use super::tail::Tail;
 use crate::error::Error;
 use crate::task::{NewTask, TaskId};
 
@@ -25,30 +26,39 @@ pub(crate) struct Claimed {
     pub(crate) args: Args,
     pub(crate) fence: i64,
     pub(crate) attempt: i32,
+    pub(crate) exclusive: Vec<String>,
+    pub(crate) shared: Vec<String>,
 }
 
 /// How a task ended, as far as its handler goes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
     pub(crate) completed: bool,
     /// As its handler wrote it: Postgres holds more numbers than we do.
     pub(crate) result: Option<Json<Box<RawValue>>>,
     pub(crate) error: Option<String>,
     pub(crate) log: Option<String>,
+    /// How long that was in all.
+    pub(crate) log_size: Option<i64>,
+    /// What the task reported last, unless that is stored.
+    pub(crate) progress: Option<Json<Box<RawValue>>>,
+    /// Its copy of the log outlives this process, and is gone when the end is stored.
+    pub(crate) tail: Option<Arc<Mutex<Tail>>>,
 }
 
 impl Outcome {
     pub(crate) fn completed(result: Box<RawValue>) -> Outcome {
-        Outcome { completed: true, result: Some(Json(result)), error: None, log: None }
+        Outcome { completed: true, result: Some(Json(result)), ..Outcome::default() }
     }
 
     pub(crate) fn failed(error: impl Into<String>) -> Outcome {
-        Outcome { completed: false, result: None, error: Some(error.into()), log: None }
+        Outcome { error: Some(error.into()), ..Outcome::default() }
     }
 
     /// The database does not take it as it is, which is most likely the fault of the
-    /// result: makes text of that.
+    /// result: makes text of that. (If not, it is the progress.)
     pub(crate) fn make_result_text(&mut self) {
+        self.progress = None;
         if let Some(Json(result)) = &mut self.result {
             *result = text_as_json(result.get());
         }
@@ -171,9 +181,6 @@ pub(crate) trait Claims {
 
     /// Looks whether the hold is still there, because somebody doubts it.
     fn verify(&mut self) -> bool;
-
-    /// Replaces the progress of the running task.
-    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error>;
 
     /// Creates another task, at once.
     fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error>;

@@ -23,6 +23,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -33,6 +34,8 @@ use super::args::Args;
 use super::cgroup::Cgroup;
 use super::claim::{Outcome, text_as_json};
 use super::mark::Mark;
+use super::reports::lock;
+use super::tail::Tail;
 use super::{Shared, orphans};
 use crate::config::CommandHandler;
 use crate::context::Context;
@@ -40,8 +43,6 @@ use start::start;
 
 /// Most of stdout that can become a result.
 const MAX_RESULT: usize = 1 << 20;
-/// How much of the end of stderr is kept.
-const MAX_LOG: usize = 64 << 10;
 /// Longest line of progress that is read.
 const MAX_PROGRESS: usize = 64 << 10;
 /// The descriptor on which a command reports progress.
@@ -90,7 +91,8 @@ struct Running {
     args: Vec<u8>,
     n_written: usize,
     stdout: Stream,
-    stderr: Stream,
+    stderr: Option<File>,
+    log: Arc<Mutex<Tail>>,
     progress: Stream,
 }
 
@@ -122,13 +124,11 @@ impl Running {
                 }
             }
             let deadline = if killed { None } else { kill_at };
-            let deadlines = [deadline, context.progress_is_due_at()];
-            if self.poll(context, deadlines.into_iter().flatten().min()) {
+            if self.poll(context, deadline) {
                 break;
             }
             self.write_args();
-            self.read();
-            self.report(context);
+            self.read(context);
         }
         // The leader is dead but not yet reaped, so its number, which is the
         // group's, cannot be anyone else's: kill the rest of the group now.
@@ -137,8 +137,7 @@ impl Running {
             cgroup.end();
         }
         orphans::end(self.mark, self.group);
-        self.read();
-        self.report(context);
+        self.read(context);
         let status = shared.warden.take_leave(&mut self.child);
         self.outcome(status, killed)
     }
@@ -150,9 +149,8 @@ impl Running {
             PollFd::from_borrowed_fd(exit, PollFlags::IN),
             PollFd::from_borrowed_fd(context.inbox.readiness(), PollFlags::IN),
         ];
-        let reads = [&self.stdout, &self.stderr, &self.progress];
-        let reads: Vec<BorrowedFd<'_>> =
-            reads.into_iter().filter_map(|s| s.pipe.as_ref()).map(AsFd::as_fd).collect();
+        let reads = [&self.stdout.pipe, &self.stderr, &self.progress.pipe];
+        let reads: Vec<BorrowedFd<'_>> = reads.into_iter().flatten().map(AsFd::as_fd).collect();
         fds.extend(reads.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         if let Some(stdin) = &self.stdin {
             fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::OUT));
@@ -184,10 +182,18 @@ impl Running {
         }
     }
 
-    fn read(&mut self) {
+    fn read(&mut self, context: &Context<'_>) {
         self.stdout.read(MAX_RESULT, false);
-        self.stderr.read(MAX_LOG, true);
+        let mut wrote = false;
+        drain(&mut self.stderr, |bytes| {
+            lock(&self.log).push(bytes);
+            wrote = true;
+        });
+        if wrote {
+            context.reports.wrote(context.id, context.fence, &self.log);
+        }
         self.progress.read(MAX_PROGRESS, true);
+        self.report(context);
     }
 
     /// Stores the newest complete line of progress.
@@ -206,7 +212,8 @@ impl Running {
 
     /// `killed`: whether that was us.
     fn outcome(self, status: io::Result<ExitStatus>, killed: bool) -> Outcome {
-        let log = self.stderr.text();
+        lock(&self.log).finish();
+        let log = lock(&self.log).text();
         let last_words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let last_words: String = last_words.trim().chars().take(500).collect();
         let failure = match status {
@@ -241,7 +248,9 @@ impl Running {
             Some(reason) if last_words.is_empty() => Outcome::failed(reason),
             Some(reason) => Outcome::failed(format!("{reason}: {last_words}")),
         };
+        outcome.log_size = (!log.is_empty()).then(|| lock(&self.log).size().cast_signed());
         outcome.log = (!log.is_empty()).then_some(log);
+        outcome.tail = Some(self.log);
         outcome
     }
 }
@@ -254,30 +263,35 @@ impl Stream {
     /// Reads what is there. Of more than `limit` bytes the end is kept if
     /// `keep_end`, else the beginning.
     fn read(&mut self, limit: usize, keep_end: bool) {
-        let mut buffer = [0u8; 16 << 10];
-        while let Some(pipe) = &mut self.pipe {
-            match pipe.read(&mut buffer) {
-                Ok(0) => self.pipe = None,
-                Ok(n) => {
-                    self.bytes.extend_from_slice(&buffer[..n]);
-                    if self.bytes.len() > limit {
-                        self.overflowed = true;
-                        if keep_end {
-                            self.bytes.drain(..self.bytes.len() - limit);
-                        } else {
-                            self.bytes.truncate(limit);
-                        }
-                    }
+        drain(&mut self.pipe, |bytes| {
+            self.bytes.extend_from_slice(bytes);
+            if self.bytes.len() > limit {
+                self.overflowed = true;
+                if keep_end {
+                    self.bytes.drain(..self.bytes.len() - limit);
+                } else {
+                    self.bytes.truncate(limit);
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => self.pipe = None,
             }
-        }
+        });
     }
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+/// Reads what is there; without a pipe there is nothing, and none is left at its end.
+fn drain(pipe: &mut Option<File>, mut take: impl FnMut(&[u8])) {
+    let mut buffer = [0u8; 16 << 10];
+    while let Some(open) = pipe {
+        match open.read(&mut buffer) {
+            Ok(0) => *pipe = None,
+            Ok(n) => take(&buffer[..n]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(_) => *pipe = None,
+        }
     }
 }
 

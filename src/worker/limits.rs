@@ -45,8 +45,8 @@ pub(super) fn check_connections(
         .query_one(include_str!("../../sql/queries/max_connections.sql"), &[])
         .map_err(|error| Error::postgres("could not read the server's settings", error))?;
     let most: i32 = row.get(0);
-    // A listener and a housekeeper beside them.
-    let needed = threads + 2;
+    // A listener, a housekeeper and a reporter beside them.
+    let needed = threads + 3;
     if i64::from(most) < needed as i64 {
         log::warn!(
             "{threads} threads need {needed} connections, and the server takes {most} \

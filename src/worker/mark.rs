@@ -142,6 +142,15 @@ pub(crate) fn kill_all(process: &str, leases: &Leases, deadline: Option<Moment>)
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The process groups of a worker process's commands, whose leaders are alive.
+pub(crate) fn groups(process: &str) -> impl Iterator<Item = Pid> {
+    let process = number(process);
+    processes()
+        .filter(move |(_, folder)| Mark::in_folder(folder).is_some_and(|it| it.process == process))
+        .filter(|(pid, _)| rustix::process::getpgid(Some(*pid)) == Ok(*pid))
+        .map(|(pid, _)| pid)
+}
+
 /// Kills every process of whose mark this holds; those that were alive.
 fn kill_once(is_meant: impl Fn(Mark) -> bool) -> Vec<Pid> {
     let mut found = Vec::new();

@@ -1,7 +1,7 @@
 //! Runs one claimed task on the worker's thread and turns whatever happens
 //! into an outcome.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,9 @@ use super::inbox::Inbox;
 use crate::context::Context;
 use crate::error::panic_text;
 use crate::registry::Handler;
+
+/// How many resources a line of the log names.
+const MOST_NAMES: usize = 10;
 
 /// The reason stored for a task that a shutdown ended.
 pub(crate) const ABORTED: &str = "aborted during worker shutdown";
@@ -35,7 +38,9 @@ pub(crate) fn run_task(
         Some(Handler::Command(_)) => log::Level::Info,
         _ => log::Level::Debug,
     };
-    log::log!(level, "worker {worker_name}: task {} `{}` started", task.id, one_line(&task.name));
+    // No function pays for lines that nobody sees.
+    let who = || format!("worker {worker_name}: task {}", described(&task));
+    log::log!(level, "{}: started", who());
     let Some(handler) = handler else {
         return Ok(Outcome::failed(format!("this worker has no handler for `{}`", task.name)));
     };
@@ -50,8 +55,7 @@ pub(crate) fn run_task(
         attempt: task.attempt,
         claims: RefCell::new(claims),
         inbox,
-        last_progress: Cell::new(None),
-        unstored: RefCell::new(None),
+        reports: &shared.reports,
     };
     let mut outcome = match handler {
         Handler::Function(function) => {
@@ -65,9 +69,8 @@ pub(crate) fn run_task(
             command::run(shared, worker_name, thread, command, &task.args, &context)?
         }
     };
-    if !inbox.is_lost() {
-        context.store_progress();
-    }
+    let progress = shared.reports.end(task.fence);
+    outcome.progress = progress.map(|progress| Json((*progress).to_owned()));
     if !outcome.completed && inbox.is_aborting() && !inbox.is_canceled(context.id) {
         outcome.error = Some(ABORTED.to_owned());
     }
@@ -76,8 +79,7 @@ pub(crate) fn run_task(
     outcome.result = outcome.result.map(|Json(result)| Json(storable_json(result)));
     let told = || {
         let time = Duration::from_millis(began.elapsed().as_millis() as u64);
-        let (name, time) = (one_line(context.name), humantime::format_duration(time));
-        format!("worker {worker_name}: task {} `{name}` after {time}", context.id)
+        format!("{} after {}", who(), humantime::format_duration(time))
     };
     match &outcome.error {
         None => log::log!(level, "{}: completed", told()),
@@ -87,6 +89,20 @@ pub(crate) fn run_task(
         Some(reason) => log::warn!("{}: failed: {}", told(), one_line(reason)),
     }
     Ok(outcome)
+}
+
+/// A task's number, name and resources.
+fn described(task: &Claimed) -> String {
+    let mut text = format!("{} `{}`", task.id, one_line(&task.name));
+    for (kind, names) in [("exclusive", &task.exclusive), ("shared", &task.shared)] {
+        if !names.is_empty() {
+            let names: Vec<String> =
+                names.iter().take(MOST_NAMES).map(|name| one_line(name)).collect();
+            let more = if names.len() == MOST_NAMES { ", ..." } else { "" };
+            text.push_str(&format!(" {kind} {}{more}", names.join(", ")));
+        }
+    }
+    text
 }
 
 /// What a task says, as a line of a log that a terminal may show.
@@ -100,7 +116,7 @@ fn storable(text: String) -> String {
 }
 
 /// The same for JSON.
-fn storable_json(json: Box<RawValue>) -> Box<RawValue> {
+pub(crate) fn storable_json(json: Box<RawValue>) -> Box<RawValue> {
     if !json.get().contains("\\u0000") {
         return json;
     }

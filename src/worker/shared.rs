@@ -17,6 +17,7 @@ use super::inbox::{Event, Mailbox};
 use super::lease::{Activity, Lease};
 use super::offer::Offer;
 use super::patience::News;
+use super::reports::Reports;
 use super::tally::Count;
 use super::warden::{self, Warden};
 use crate::config::WorkerType;
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     pub(super) name_template: String,
     pub(super) working_directory: PathBuf,
     pub(super) count: Count,
+    pub(crate) reports: Reports,
     pub(super) news: News,
     pub(super) caretaker: Caretaker,
     pub(super) sight: Mutex<Arc<Sight>>,
@@ -215,6 +217,7 @@ impl Shared {
     pub(super) fn end(&self) {
         let _guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.has_ended.store(true, Ordering::Release);
+        self.reports.close();
         self.ended.1.notify_all();
     }
 }

@@ -1,14 +1,16 @@
 //! Settles dead workers, as a part of housekeeping.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use postgres::Client;
 
 use super::clock::Moment;
+use super::reports::store_remains;
 use super::watch::{NO_WORKER, Watch};
-use super::{Shared, warden};
+use super::{Shared, mark, tail, warden};
 use crate::error::{self, Error};
 
 pub(super) struct Sweeper<'a> {
@@ -111,10 +113,23 @@ impl<'a> Sweeper<'a> {
             let is_dead = its.iter().all(|id| self.watch.is_missing(*id));
             if is_dead && process != identity.process {
                 let seen = self.watch.last_seen(worker);
-                let remains = remains.entry(process).or_insert_with_key(|process| Remains {
-                    is_dead: warden::end_remains(process, seen, deadline),
-                    directories: warden::remains_of(process, &self.shared.working_directory),
-                });
+                let folder = &self.shared.working_directory;
+                let remains = match remains.entry(process) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let unread = tail::unread(mark::groups(new.key()));
+                        let is_dead = warden::end_remains(new.key(), seen, deadline);
+                        if is_dead {
+                            for log in tail::logs_of(new.key(), folder, unread) {
+                                if let Err(error) = store_remains(client, &log) {
+                                    log::warn!("{}", error::chain(&error));
+                                }
+                            }
+                        }
+                        let directories = warden::remains_of(new.key(), folder);
+                        new.insert(Remains { is_dead, directories })
+                    }
+                };
                 if !remains.is_dead {
                     let reason = "what it left on this host cannot be killed";
                     return Ok(Fate::HeldUp(reason.to_owned()));

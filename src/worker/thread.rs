@@ -11,6 +11,7 @@ use super::inbox::Inbox;
 use super::lease::{Activity, Lease};
 use super::patience::{FIRST_PAUSE, LAST_PAUSE, Patience};
 use super::run::run_task;
+use super::tail::Remains;
 use super::tally::End;
 use crate::error::{self, Error};
 
@@ -68,7 +69,7 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
                 if inbox.is_aborting() {
                     log::info!("worker {name}: settling its claim before it leaves");
                 } else {
-                    log::warn!("worker {name}: gave up its claim; starting anew");
+                    log::warn!("worker {name}: lost its connection or its lease; starting anew");
                 }
                 previous = Some(Previous { worker: claims.worker(), begun });
             }
@@ -186,6 +187,9 @@ fn work_session(
         *begun = Begun { fence: Some(fence), task: Some((id, handler, attempt)) };
         if inbox.is_lost() {
             log::warn!("worker {name}: stopped task {id}, its claim is gone");
+            if let (Some(text), Some(size)) = (outcome.log, outcome.log_size) {
+                shared.reports.leave(Remains { id, fence, text, size: size.unsigned_abs() });
+            }
             return Ok(Exit::Lost);
         }
         shared.count.add(match outcome.completed {

@@ -14,6 +14,8 @@ mod freeze;
 mod lock_store;
 /// Workers, wardens and commands that are killed or frozen.
 mod processes;
+/// What tasks say while they run, and what is left of it when their worker dies.
+mod reports;
 /// Sessions that are cut, a server that is stopped under load.
 mod server;
 /// Settings of role, database and server.

@@ -233,3 +233,13 @@ impl Drop for Database {
         }
     }
 }
+
+/// How far the tasks of a database have come: it changes with each start and each end.
+pub(crate) fn progress(url: &str) -> String {
+    let said = db::connect(url, "test").ok().and_then(|mut connection| {
+        let sql = "SELECT format('%s %s %s', count(*), count(finished_at), max(fence))
+                     FROM millhand.task";
+        connection.query_one(sql, &[]).ok().map(|row| row.get(0))
+    });
+    said.unwrap_or_default()
+}

@@ -220,6 +220,8 @@ pub(crate) struct WorkerProcess {
     child: Child,
     status: Option<ExitStatus>,
     stderr: PathBuf,
+    /// Of its database.
+    url: String,
     _folder: TempDir,
 }
 
@@ -227,9 +229,11 @@ impl WorkerProcess {
     pub(crate) fn start(mut command: Command) -> WorkerProcess {
         let folder = TempDir::with_prefix("millhand-test-").unwrap();
         let stderr = folder.path().join("stderr");
+        let url = command.get_envs().find(|(name, _)| *name == "MILLHAND_DATABASE_URL");
+        let url = url.and_then(|(_, value)| value?.to_str()).unwrap_or_default().to_owned();
         let child =
             command.stdout(Stdio::null()).stderr(File::create(&stderr).unwrap()).spawn().unwrap();
-        WorkerProcess { child, status: None, stderr, _folder: folder }
+        WorkerProcess { child, status: None, stderr, url, _folder: folder }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -256,7 +260,13 @@ impl WorkerProcess {
     /// How it ended; panics, with its stderr, if it goes on for too long.
     #[track_caller]
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let ended = super::look_until(deadline, || self.child.try_wait().unwrap().ok_or(()));
+        let (url, stderr) = (&self.url, &self.stderr);
+        let progress = || {
+            let n_bytes = fs::metadata(stderr).map_or(0, |stderr| stderr.len());
+            format!("{n_bytes} {}", super::database::progress(url))
+        };
+        let child = &mut self.child;
+        let ended = super::look_while(deadline, progress, || child.try_wait().unwrap().ok_or(()));
         self.status = ended.ok();
         self.status.unwrap_or_else(|| {
             panic!("the worker did not end within {deadline:?}; its stderr:\n{}", self.stderr())

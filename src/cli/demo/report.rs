@@ -70,7 +70,7 @@ pub(super) fn report(
     )?;
     for task in &failed {
         let log = client::task_log(client, task.id)?;
-        let last = log.lines().last().unwrap_or_default();
+        let last = log.text.lines().last().unwrap_or_default();
         let error = task.error.as_deref().unwrap_or_default();
         problems.push(format!("task {} ({}) {}: {error}: {last}", task.id, task.name, task.state));
     }

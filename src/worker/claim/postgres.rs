@@ -15,11 +15,11 @@ use fallible_iterator::FallibleIterator;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Statement};
-use serde_json::value::RawValue;
 
 use super::{BackEnd, Claimed, Claims, Ended, Previous, Turn};
 use crate::config::WorkerType;
 use crate::error::Error;
+use crate::row::Names;
 use crate::task::{NewTask, TaskId};
 use crate::worker::args::Args;
 use crate::worker::inbox::{Event, Inbox, Mailbox};
@@ -202,6 +202,8 @@ impl PostgresClaims<'_> {
         let result = outcome.and_then(|outcome| outcome.result.as_ref());
         let error = outcome.and_then(|outcome| outcome.error.as_ref());
         let log = outcome.and_then(|outcome| outcome.log.as_ref());
+        let log_size = outcome.and_then(|outcome| outcome.log_size);
+        let progress = outcome.and_then(|outcome| outcome.progress.as_ref());
         let handlers = self.shared.offer.handlers();
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
             &self.worker,
@@ -214,6 +216,8 @@ impl PostgresClaims<'_> {
             &result,
             &error,
             &log,
+            &log_size,
+            &progress,
             &wanted,
             &plan.idle_siblings,
             &plan.take_bell_down,
@@ -242,6 +246,8 @@ impl PostgresClaims<'_> {
             args: Args::new(row.get("task_args")),
             fence: row.get("task_fence"),
             attempt: row.get("task_attempt"),
+            exclusive: row.get::<_, Names>("task_exclusive").0,
+            shared: row.get::<_, Names>("task_shared").0,
         });
         let found = Found {
             task: task.is_some(),
@@ -352,10 +358,6 @@ impl Claims for PostgresClaims<'_> {
 
     fn verify(&mut self) -> bool {
         self.client.is_valid(VERIFY_TIMEOUT).is_ok()
-    }
-
-    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error> {
-        client::set_progress(&mut self.client, self.worker, id, progress)
     }
 
     fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error> {

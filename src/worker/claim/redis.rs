@@ -28,7 +28,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender};
-use serde_json::value::RawValue;
 
 use super::{BackEnd, Claims, Ended, Previous, Turn};
 use crate::client;
@@ -415,11 +414,6 @@ impl Claims for RedisClaims<'_> {
     fn verify(&mut self) -> bool {
         // The claim is in no session.
         true
-    }
-
-    fn set_progress(&mut self, id: TaskId, progress: &RawValue) -> Result<(), Error> {
-        let mut session = self.leader.back_end.sessions.get_checked()?;
-        client::set_progress(&mut session.client, self.hand.worker, id, progress)
     }
 
     fn dispatch(&mut self, task: &NewTask) -> Result<TaskId, Error> {

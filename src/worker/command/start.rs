@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::io::Errno;
@@ -22,6 +23,7 @@ use crate::worker::cgroup::Cgroup;
 use crate::worker::clock::Moment;
 use crate::worker::mark::Mark;
 use crate::worker::orphans;
+use crate::worker::tail::Tail;
 
 /// What a child that was held up until its lease had ended says instead of becoming the
 /// command. No program is refused with this.
@@ -106,7 +108,13 @@ pub(super) fn start(
         // the child.
         drop((command, progress_end));
         shared.warden.add(Pid::from_child(&child), permit.lease);
-        return Ok(watched(shared, child, mark, cgroup, progress, args));
+        let log = Tail::new(
+            &shared.working_directory,
+            &shared.identity.process,
+            context.id(),
+            context.fence(),
+        );
+        return Ok(watched(shared, child, mark, cgroup, progress, args, log));
     }
 }
 
@@ -193,6 +201,7 @@ fn watched(
     cgroup: Option<Cgroup>,
     progress: OwnedFd,
     args: &Args,
+    log: Tail,
 ) -> Result<Running, String> {
     let group = Pid::from_child(&child);
     let take = |pipe: Option<OwnedFd>| pipe.map(File::from);
@@ -231,7 +240,8 @@ fn watched(
         args: args.text()?.as_bytes().to_vec(),
         n_written: 0,
         stdout: Stream::new(pipes.1),
-        stderr: Stream::new(pipes.2),
+        stderr: pipes.2,
+        log: Arc::new(Mutex::new(log)),
         progress: Stream::new(Some(File::from(progress))),
     })
 }

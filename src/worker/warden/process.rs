@@ -18,11 +18,13 @@ use rustix::time::{
 use super::unavailable;
 use crate::config::Config;
 use crate::db;
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::lock_store::{Link, LockStore, abandoned};
 use crate::worker::cgroup::Cgroups;
 use crate::worker::clock::Moment;
 use crate::worker::mark::{self, Leases};
+use crate::worker::reports::store_remains;
+use crate::worker::tail::{self, Remains, logs_of};
 
 /// What the warden process does: reads `MILLHAND_WARDEN_OF`, the ttl and the
 /// database from its environment, and its worker from stdin. Returns when its
@@ -48,11 +50,16 @@ pub fn run() -> Result<(), Error> {
     if charge.watch(&mut BufReader::new(stdin.lock()), &mut std::io::stdout())? {
         return Ok(());
     }
+    // Before they are killed.
+    let unread = tail::unread(charge.groups.keys().filter_map(|group| Pid::from_raw(*group)));
     charge.kill(None, None);
     let process = charge.process;
     let deadline = Moment::now().after(ttl);
-    let settled = settle(&process, deadline).and_then(|()| release(&process, deadline));
-    if let Some(folder) = std::env::var_os("MILLHAND_WORKING_DIRECTORY") {
+    let folder = std::env::var_os("MILLHAND_WORKING_DIRECTORY");
+    let logs = folder.as_ref().map(|folder| logs_of(&process, Path::new(folder), unread));
+    let settled = settle(&process, deadline, &mut logs.unwrap_or_default())
+        .and_then(|()| release(&process, deadline));
+    if let Some(folder) = folder {
         // They may be large, so this comes after its tasks have been settled.
         for directory in remains_of(&process, Path::new(&folder)) {
             remove(&directory);
@@ -232,13 +239,18 @@ pub(crate) fn directory_prefix(process: &str) -> String {
     format!("millhand-task-{process}-")
 }
 
-pub(crate) fn remove(directory: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(directory) {
-        log::warn!("could not remove {}: {error}", directory.display());
+/// Removes a directory with all in it, or a file.
+pub(crate) fn remove(path: &Path) {
+    let removed = match path.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false => std::fs::remove_file(path),
+    };
+    if let Err(error) = removed {
+        log::warn!("could not remove {}: {error}", path.display());
     }
 }
 
-/// The working directories that a dead worker could not remove.
+/// The working directories and logs that a dead worker could not remove.
 pub(crate) fn remains_of(process: &str, folder: &Path) -> Vec<PathBuf> {
     let prefix = directory_prefix(process);
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
@@ -249,12 +261,12 @@ pub(crate) fn remains_of(process: &str, folder: &Path) -> Vec<PathBuf> {
 
 /// Ends the tasks of the dead worker in the table. Tries for as long as nobody
 /// else would do it.
-fn settle(process: &str, deadline: Moment) -> Result<(), Error> {
+fn settle(process: &str, deadline: Moment, logs: &mut Vec<Remains>) -> Result<(), Error> {
     let url = std::env::var("MILLHAND_DATABASE_URL").unwrap_or_default();
     let mut pause = Duration::from_millis(50);
     let mut told = false;
     loop {
-        match settle_workers(&url, process) {
+        match settle_workers(&url, process, logs) {
             Ok(0) => return Ok(()),
             // After the ttl anybody may sweep them.
             Ok(_) if deadline.has_passed() => return Ok(()),
@@ -273,10 +285,19 @@ fn settle(process: &str, deadline: Moment) -> Result<(), Error> {
 
 /// Settles each in a transaction of its own, so that one that cannot be settled holds up
 /// no other; how many are left.
-fn settle_workers(url: &str, process: &str) -> Result<usize, Error> {
+fn settle_workers(url: &str, process: &str, logs: &mut Vec<Remains>) -> Result<usize, Error> {
     let fail = |error| Error::postgres("could not settle a dead worker's tasks", error);
     let mut client = db::connect_for_long(url, "millhand warden")?;
     client.batch_execute("SET lock_timeout = '2s'; SET statement_timeout = '5s'").map_err(fail)?;
+    // First, so that whoever waits for the end finds them. A log is no reason to be late.
+    for log in std::mem::take(logs) {
+        if let Err(error) = store_remains(&mut client, &log) {
+            log::warn!("{}", error::chain(&error));
+            if client.is_closed() {
+                logs.push(log);
+            }
+        }
+    }
     let workers = client
         .query(include_str!("../../../sql/queries/process_workers.sql"), &[&process])
         .map_err(fail)?;

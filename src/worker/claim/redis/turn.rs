@@ -11,6 +11,7 @@ use super::find::Found;
 use super::sessions::{Manager, Session};
 use crate::error::Error;
 use crate::lock_store::{Link, Lock};
+use crate::row::Names;
 use crate::task::TaskId;
 use crate::worker::Shared;
 use crate::worker::args::Args;
@@ -80,6 +81,8 @@ impl<'a> Leader<'a> {
                 &outcomes().map(|outcome| outcome.result.as_ref()).collect::<Vec<_>>(),
                 &outcomes().map(|outcome| outcome.error.as_ref()).collect::<Vec<_>>(),
                 &outcomes().map(|outcome| outcome.log.as_ref()).collect::<Vec<_>>(),
+                &outcomes().map(|outcome| outcome.log_size).collect::<Vec<_>>(),
+                &outcomes().map(|outcome| outcome.progress.as_ref()).collect::<Vec<_>>(),
                 &given.iter().map(|(lock, _)| lock.task.0).collect::<Vec<_>>(),
                 &given.iter().map(|(_, hand)| hand.worker).collect::<Vec<_>>(),
             ],
@@ -96,6 +99,8 @@ impl<'a> Leader<'a> {
                     args: Args::new(row.get("task_args")),
                     fence: row.get("task_fence"),
                     attempt: row.get("task_attempt"),
+                    exclusive: row.get::<_, Names>("task_exclusive").0,
+                    shared: row.get::<_, Names>("task_shared").0,
                 }),
             }
         }

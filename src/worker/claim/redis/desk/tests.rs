@@ -122,6 +122,8 @@ impl Lead for ModelLead<'_> {
                     args: Args::new(None),
                     fence: 1,
                     attempt: 1,
+                    exclusive: Vec::new(),
+                    shared: Vec::new(),
                 };
                 done.started.push((hand.index, Answer::Turn(Turn::Task(task))));
             }
