@@ -24,6 +24,7 @@ mod lease;
 mod limits;
 mod listener;
 mod mark;
+mod notify;
 mod offer;
 mod orphans;
 mod patience;
@@ -57,6 +58,7 @@ use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
 use inbox::{Event, Inbox, Mailbox};
 use lease::Activity;
+use notify::Notify;
 use offer::Offer;
 use reports::Reports;
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
@@ -255,6 +257,7 @@ impl Worker {
             working_directory,
             count: Count::default(),
             reports: Reports::default(),
+            notify: Notify::new(self.owns_process),
             news: patience::News::default(),
             caretaker: Caretaker::new(),
             sight: Mutex::default(),
@@ -357,6 +360,7 @@ fn supervise(
             ("housekeeper", housekeeper::keep_house),
             ("caretaker", caretaker::take_care),
             ("reporter", reports::report),
+            ("notifier", notify::keep_informed),
         ];
         let (failed_sender, failed) = crossbeam_channel::unbounded();
         for (name, helper) in helpers {
@@ -455,6 +459,7 @@ impl Stop {
             return;
         }
         self.stage = Some(request);
+        shared.notify.stopping();
         match request {
             Shutdown::Drain => {
                 log::info!("taking nothing new{}", waiting_for(shared, config.stop_after));

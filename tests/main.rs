@@ -7,6 +7,8 @@
 mod bench;
 /// The command line: help, what it prints, refused input, exit codes.
 mod cli;
+/// The examples of other languages, where the language is there.
+mod clients;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
 /// Every example prints what its header says.
@@ -37,6 +39,8 @@ mod property;
 mod scenarios;
 /// Private servers, and what runs on them.
 mod servers;
+/// A worker as a service of systemd.
+mod service;
 mod support;
 /// The command line as people use it: arguments, filters, JSON, colours, pages.
 mod terminal;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use millhand::{Error, NewTask, migrate};
+use millhand::{Error, NewTask, TaskId, TaskState, migrate};
 
 use crate::support::clean::assert_clean;
 use crate::support::database::Database;
@@ -236,4 +236,47 @@ fn every_query_can_be_prepared() {
         n_queries += 1;
     }
     assert!(n_queries > 5);
+}
+
+/// A database is migrated while workers of the version before are online.
+#[test]
+fn turns_as_workers_of_version_4_call_them_work() {
+    let database = Database::new();
+    let mut connection = database.connect();
+    let register = |connection: &mut postgres::Client| -> i64 {
+        let sql = "SELECT millhand.add_worker('old', 'postgres', 'p', 'h', 1, '1 hour', NULL, NULL,
+                                              NULL, NULL, NULL, NULL)";
+        connection.query_one(sql, &[]).unwrap().get(0)
+    };
+    let worker = register(&mut connection);
+    let ids: Vec<TaskId> =
+        (0..4).map(|_| database.dispatch(&NewTask::new("t").exclusive("r"))).collect();
+    let mut turn = |ended: Option<i64>, wanted: bool| -> Option<i64> {
+        let sql = "SELECT task_id FROM millhand.next_task($1, 'old', '{t}', 0, '{}', $2,
+                       'completed', '1', NULL, 'said', $3, false, false, false)";
+        connection.query_one(sql, &[&worker, &ended, &wanted]).unwrap().get(0)
+    };
+    assert_eq!(turn(None, true), Some(ids[0].0));
+    assert_eq!(turn(Some(ids[0].0), true), Some(ids[1].0));
+    assert_eq!(turn(Some(ids[1].0), false), None);
+    for id in &ids[..2] {
+        let task = database.task(*id);
+        assert_eq!((task.state, task.result), (TaskState::Completed, Some(serde_json::json!(1))));
+    }
+    let sql = "SELECT task_id, what FROM millhand.joint_turn('{}', '{}', '{}', '{}', '{}', '{}',
+                   ARRAY[$1::bigint], ARRAY[$2::bigint])";
+    let row = connection.query_one(sql, &[&ids[2].0, &worker]).unwrap();
+    assert_eq!((row.get(0), row.get(1)), (ids[2].0, "started"));
+    let sql = "SELECT task_id, what FROM millhand.joint_turn(ARRAY[$1::bigint], ARRAY[$2::bigint],
+                   '{completed}', ARRAY['2'::jsonb], ARRAY[NULL::text], '{said}', '{}', '{}')";
+    let row = connection.query_one(sql, &[&ids[2].0, &worker]).unwrap();
+    assert_eq!((row.get(0), row.get(1)), (ids[2].0, "ended"));
+    assert_eq!(database.task(ids[2]).result, Some(serde_json::json!(2)));
+    connection
+        .execute("UPDATE millhand.task SET unblocked_at = now() WHERE state = 'waiting'", &[])
+        .unwrap();
+    let sql = "SELECT task_id FROM millhand.unblocked_turn($1, 'old', '{t}', 0, '{}', NULL,
+                   NULL, NULL, NULL, NULL, true, false, false, false, true)";
+    let row = connection.query_one(sql, &[&worker]).unwrap();
+    assert_eq!(row.get::<_, Option<i64>>(0), Some(ids[3].0));
 }

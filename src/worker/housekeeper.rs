@@ -92,6 +92,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         for lease in shared.leases().iter().filter(|lease| lease.is_over()) {
             lease.end();
         }
+        shared.notify.housekeeper_turned();
         if failed {
             shared.pause(RECONNECT_INTERVAL);
         } else {

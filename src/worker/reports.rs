@@ -167,7 +167,7 @@ impl State {
     fn take_due(&mut self, now: Instant) -> Vec<Sent> {
         let is_due = |report: &&mut Report| report.due.is_some_and(|due| due <= now);
         let due = self.running.iter_mut().map(|(fence, report)| (*fence, report));
-        due.filter(|(_, report)| is_due(&report))
+        due.filter(|(_, report)| is_due(report))
             .filter_map(|(fence, report)| {
                 report.due = None;
                 let log = report.log.as_ref().map(|log| lock(log));

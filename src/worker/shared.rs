@@ -15,6 +15,7 @@ use super::cgroup::Cgroups;
 use super::claim::{BackEnd, Previous};
 use super::inbox::{Event, Mailbox};
 use super::lease::{Activity, Lease};
+use super::notify::Notify;
 use super::offer::Offer;
 use super::patience::News;
 use super::reports::Reports;
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     pub(super) working_directory: PathBuf,
     pub(super) count: Count,
     pub(crate) reports: Reports,
+    pub(super) notify: Notify,
     pub(super) news: News,
     pub(super) caretaker: Caretaker,
     pub(super) sight: Mutex<Arc<Sight>>,

@@ -111,6 +111,8 @@ impl Session {
             &None::<serde_json::Value>,
             &None::<&str>,
             &None::<&str>,
+            &None::<i64>,
+            &None::<serde_json::Value>,
             &true,
             &turn.idle_siblings,
             &turn.take_bell_down,
