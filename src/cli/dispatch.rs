@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use millhand::config::parse_duration;
 use millhand::{Error, NewTask, TaskId, TaskState, Waker, client};
 use postgres::Client;
 use serde_json::{Value, json};
@@ -43,7 +44,7 @@ pub(crate) struct DispatchArgs {
     #[arg(short, long)]
     wait: bool,
     /// Wait TIME at most, such as 500ms or 2m; exit 124 then
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
     timeout: Option<Duration>,
 }
 

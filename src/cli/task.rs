@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use millhand::client::TaskFilter;
+use millhand::config::parse_duration;
 use millhand::{Error, Task, TaskId, TaskState, client, error};
 use postgres::Client;
 use serde::Serialize;
@@ -83,7 +84,7 @@ pub(crate) struct WaitArgs {
     ids: Vec<TaskId>,
     /// Stop waiting after TIME, such as 500ms or 2m, and exit 124
     /// (default: never)
-    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
 }
 

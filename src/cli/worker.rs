@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use millhand::config::WorkerType;
+use millhand::config::{WorkerType, parse_duration};
 use millhand::worker::{Control, Shutdown};
 use millhand::{Config, Error, Registry, Worker};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -40,11 +40,11 @@ pub(crate) struct WorkerArgs {
     name_template: Option<String>,
     /// Take a worker for missing that was silent for TIME (default: 30s,
     /// MILLHAND_TTL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     ttl: Option<Duration>,
     /// Look each TIME for what no message told of (default: 1s,
     /// MILLHAND_POLL_INTERVAL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     poll_interval: Option<Duration>,
     /// Share N connections to Postgres, with type redis (default: 8,
     /// MILLHAND_POOL_SIZE)
@@ -60,15 +60,15 @@ pub(crate) struct WorkerArgs {
     working_directory: Option<PathBuf>,
     /// After SIGTERM let tasks run TIME at most (default: no limit,
     /// MILLHAND_STOP_AFTER)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     stop_after: Option<Duration>,
     /// After SIGINT let tasks run TIME at most (default: 10m,
     /// MILLHAND_TASK_GRACE_INTERVAL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     task_grace_interval: Option<Duration>,
     /// Give canceled commands TIME from SIGTERM to SIGKILL (default: 5s,
     /// MILLHAND_CANCEL_GRACE_INTERVAL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     cancel_grace_interval: Option<Duration>,
 }
 

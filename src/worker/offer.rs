@@ -218,8 +218,7 @@ mod tests {
     fn offer(folder: &Path) -> Offer {
         let mut registry = Registry::new();
         for (name, program) in [("good", "true"), ("bad", "no-such-program"), ("any", "{x}")] {
-            let command = CommandHandler { command: vec![program.to_owned()] };
-            registry.register_command(name, command);
+            registry.register_command(name, CommandHandler::new([program]));
         }
         Offer::new(&registry, folder, "p")
     }

@@ -21,6 +21,7 @@ use super::reports::Reports;
 use super::tally::Count;
 use super::warden::{self, Warden};
 use crate::config::WorkerType;
+use crate::config::placeholders::{Piece, pieces};
 use crate::error::Error;
 use crate::registry::Registry;
 
@@ -89,11 +90,15 @@ impl Shared {
     /// The name of worker `index`, from the template.
     pub(crate) fn worker_name(&self, index: usize) -> String {
         let hostname = &self.identity.hostname;
-        self.name_template
-            .replace("{pid}", &self.identity.pid.to_string())
-            .replace("{hostname}", hostname.split('.').next().unwrap_or(hostname))
-            .replace("{fqdn}", &fqdn(hostname))
-            .replace("{thread}", &index.to_string())
+        let pieces = pieces(&self.name_template).expect("it was checked");
+        let words = pieces.into_iter().map(|piece| match piece {
+            Piece::Text(text) => text.to_owned(),
+            Piece::Field("pid") => self.identity.pid.to_string(),
+            Piece::Field("hostname") => hostname.split('.').next().unwrap_or(hostname).to_owned(),
+            Piece::Field("fqdn") => fqdn(hostname),
+            Piece::Field(_) => index.to_string(),
+        });
+        words.collect()
     }
 
     /// A fresh directory for a task, removed when dropped.

@@ -44,9 +44,9 @@ pub(super) fn start(
         handler.command.iter().map(|part| fill_in(part, args)).collect();
     let argv = match filled {
         Ok(argv) => argv,
-        Err(field) => {
+        Err(reason) => {
             return Ok(Err(format!(
-                "the arguments have no field `{field}`, which the command of handler `{}` needs",
+                "{reason}, and the command of handler `{}` needs it",
                 context.name()
             )));
         }
