@@ -48,7 +48,7 @@ pub(crate) struct Cli {
 }
 
 /// Flags that many subcommands know: before the subcommand or after it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Read settings from FILE (default: ./millhand.toml or

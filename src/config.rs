@@ -221,6 +221,27 @@ impl Config {
         })
     }
 
+    /// The settings but the handlers in which another configuration differs.
+    pub(crate) fn differences(&self, other: &Config) -> Vec<&'static str> {
+        let is_same = |key| match key {
+            "database_url" => self.database_url == other.database_url,
+            "redis_url" => self.redis_url == other.redis_url,
+            "redis_prefix" => self.redis_prefix == other.redis_prefix,
+            "worker_type" => self.worker_type == other.worker_type,
+            "threads" => self.threads == other.threads,
+            "pool_size" => self.pool_size == other.pool_size,
+            "poll_interval" => self.poll_interval == other.poll_interval,
+            "ttl" => self.ttl == other.ttl,
+            "task_grace_interval" => self.task_grace_interval == other.task_grace_interval,
+            "stop_after" => self.stop_after == other.stop_after,
+            "cancel_grace_interval" => self.cancel_grace_interval == other.cancel_grace_interval,
+            "name_template" => self.name_template == other.name_template,
+            "working_directory" => self.working_directory == other.working_directory,
+            _ => true,
+        };
+        SETTINGS.iter().map(|(key, ..)| *key).filter(|key| !is_same(key)).collect()
+    }
+
     /// Arguments of commands that may be meant for files beside the config file and are not
     /// taken for them, in words.
     pub(crate) fn overlooked(&self) -> impl Iterator<Item = String> {

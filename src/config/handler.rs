@@ -30,8 +30,14 @@ pub struct CommandHandler {
 }
 
 /// The keys of a handler, and what is expected there.
-pub(super) const KEYS: [(&str, &str); 1] =
-    [("command", r#"a list of strings, such as ["echo", "hi"]"#)];
+pub(super) const KEYS: [(&str, &str); 6] = [
+    ("command", r#"a list of strings, such as ["echo", "hi"]"#),
+    ("directory", "a path"),
+    ("environment", r#"a table of strings, such as { LANG = "C" }"#),
+    ("clean_environment", "true or false"),
+    ("user", "the name or the number of a user"),
+    ("can_dispatch", "true or false"),
+];
 
 impl CommandHandler {
     /// A handler of this program and these arguments.

@@ -15,7 +15,9 @@
 //! When the child has ended, all that it started and left behind is killed, also what has
 //! left its process group (`mark.rs`, `orphans.rs`, `cgroup.rs`).
 
+mod place;
 mod placeholders;
+mod plan;
 mod start;
 
 use std::fs::File;
@@ -37,8 +39,9 @@ use super::mark::Mark;
 use super::reports::lock;
 use super::tail::Tail;
 use super::{Shared, orphans};
-use crate::config::CommandHandler;
 use crate::context::Context;
+use place::Place;
+pub(crate) use plan::{Plan, Reach};
 use start::start;
 
 /// Most of stdout that can become a result.
@@ -57,6 +60,8 @@ pub(crate) enum NotBegun {
     Program(String),
     /// This machine cannot run any command at the moment.
     Machine(String),
+    /// This process has the handler no more.
+    Gone,
 }
 
 /// Runs the command to its end, unless it could not begin.
@@ -64,18 +69,18 @@ pub(crate) fn run(
     shared: &Shared,
     worker_name: &str,
     thread: usize,
-    handler: &CommandHandler,
+    plan: &Plan,
     args: &Args,
     context: &Context<'_>,
 ) -> Result<Outcome, NotBegun> {
-    let directory = shared.working_directory().map_err(NotBegun::Machine)?;
-    let started = start(shared, worker_name, thread, handler, args, context, directory.path());
+    let place = Place::of(plan, &shared.directories)?;
+    let started = start(shared, worker_name, thread, plan, args, context, place.path());
     let outcome = match started? {
         Ok(running) => running.watch(shared, context),
         Err(reason) => Outcome::failed(reason),
     };
     // Before the final state is stored: whoever waits for it finds no remains.
-    if let Err(error) = directory.close() {
+    if let Err(error) = place.leave() {
         log::warn!("could not remove the working directory of task {}: {error}", context.id());
     }
     Ok(outcome)

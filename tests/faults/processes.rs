@@ -138,7 +138,7 @@ fn nothing_begins_until_a_warden_stays() {
         ..Config::default()
     };
     let folder = workshop.path().as_os_str();
-    let worker = Worker::new(config, Registry::new()).warden(vec![
+    let worker = Worker::new(config, Registry::new()).commands(true).warden(vec![
         "sh".into(),
         "-c".into(),
         WARDEN.into(),
