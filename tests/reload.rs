@@ -112,7 +112,7 @@ fn an_embedded_worker_is_given_other_handlers() {
     let workshop = Workshop::new(&database, "");
     let load = || {
         let config = Config::load(Some(&workshop.config_file())).unwrap();
-        Config { database_url: Some(database.url()), ..config }
+        Config { database_url: Some(database.url()), threads: 1, ..config }
     };
     let worker = Worker::new(load(), Registry::new())
         .commands(true)
