@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::database::Database;
 use crate::support::process::{Said, millhand, run, run_with_input};
 
-const SUBCOMMANDS: [&[&str]; 18] = [
+const SUBCOMMANDS: [&[&str]; 19] = [
     &[],
     &["worker"],
     &["dispatch"],
@@ -28,6 +28,7 @@ const SUBCOMMANDS: [&[&str]; 18] = [
     &["bench"],
     &["completions"],
     &["man"],
+    &["help"],
 ];
 
 pub(crate) fn on(database: &Database, args: &[&str]) -> Command {
@@ -57,6 +58,37 @@ fn help_fits_into_80_columns() {
                 assert!(!line.contains("[env"), "{line}");
             }
         }
+    }
+}
+
+#[test]
+fn help_is_a_subcommand_too() {
+    for (args, flag) in
+        [(&["help"][..], &["--help"][..]), (&["help", "task", "list"], &["task", "list", "--help"])]
+    {
+        let (said, wanted) = (run(&mut millhand(args)), run(&mut millhand(flag)));
+        assert_eq!((said.code, said.stdout), (Some(0), wanted.stdout));
+    }
+    let said = run(&mut millhand(["help", "handler"]));
+    assert_refused(&said, 2, "there is no help on `handler`; did you mean `handlers`?");
+}
+
+/// It is said once, and shown in three places.
+#[test]
+fn the_contract_of_a_command_is_in_the_help_and_in_the_readme() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let contract = fs::read_to_string(root.join("src/worker/command/contract.md")).unwrap();
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    assert!(readme.contains(&contract), "README has another table than {contract}");
+    let said = run(&mut millhand(["help", "handlers"]));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stdout.lines().all(|line| line.chars().count() <= 80), "{}", said.stdout);
+    // Wrapped, but all of it.
+    let mut shown: Vec<&str> = said.stdout.split_whitespace().collect();
+    shown.sort_unstable();
+    for word in contract.lines().skip(2).flat_map(str::split_whitespace) {
+        let word = word.replace('`', "");
+        assert!(word == "|" || shown.binary_search(&word.as_str()).is_ok(), "{word}");
     }
 }
 

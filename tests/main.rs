@@ -46,3 +46,5 @@ mod support;
 mod terminal;
 /// Turns that the test takes itself, beside others.
 mod turns;
+/// A task that would wait for ever is refused.
+mod waiter;

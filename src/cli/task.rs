@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::cli::output::{
     Colour, Listing, between, colour_of, complain, json_line, names, printable, seconds, short,
 };
-use crate::cli::wait::{code_after_wait, wait_for_tasks};
+use crate::cli::wait::{code_after_wait, refuse_deadlock, wait_for_tasks};
 use crate::cli::{Failure, Global, logs};
 
 #[derive(Debug, Subcommand)]
@@ -247,6 +247,7 @@ fn cancel_one(connection: &mut Client, id: TaskId) -> Result<TaskState, Error> {
 
 fn wait(global: &Global, args: &WaitArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task wait")?;
+    refuse_deadlock(&mut connection, &args.ids)?;
     let states = wait_for_tasks(&mut connection, &args.ids, args.timeout)?;
     for (&id, &state) in args.ids.iter().zip(&states) {
         Changed { id, state }.print(global.json)?;

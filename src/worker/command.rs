@@ -1,16 +1,7 @@
 //! Runs a task that is a command: a child process in a process group of its
 //! own, watched from the worker's thread in one poll(2) loop.
 //!
-//! | the child's | is |
-//! |---|---|
-//! | working directory | fresh, gone when the task has ended |
-//! | argv | the configured command, `{field}` replaced by that field of the args, `{{` and `}}` by braces |
-//! | environment | the worker's without its settings, and `MILLHAND_TASK_ID`, `_TASK_NAME`, `_FENCE`, `_ATTEMPT`, `_WORKER` |
-//! | stdin | the args as JSON |
-//! | fd 3 | progress, a JSON value a line |
-//! | stdout | the result: JSON if it parses, else text without the last line's end; 1 MiB at most |
-//! | stderr | its last 64 KiB are the log |
-//! | exit | 0 is completed, all else failed |
+#![doc = include_str!("command/contract.md")]
 //!
 //! When the child has ended, all that it started and left behind is killed, also what has
 //! left its process group (`mark.rs`, `orphans.rs`, `cgroup.rs`).
