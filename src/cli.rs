@@ -17,6 +17,7 @@ mod completions;
 mod demo;
 mod dev;
 mod dispatch;
+mod help;
 mod logs;
 mod man;
 mod migrate;
@@ -48,7 +49,7 @@ pub(crate) struct Cli {
 }
 
 /// Flags that many subcommands know: before the subcommand or after it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Read settings from FILE (default: ./millhand.toml or
@@ -81,10 +82,11 @@ pub(crate) struct Global {
 }
 
 /// Global flags that say nothing to these subcommands, and are not offered with them.
-const INAPPLICABLE: [(&str, &[&str]); 5] = [
+const INAPPLICABLE: [(&str, &[&str]); 6] = [
     ("worker", &["json"]),
     ("dev", &["json", "database_url", "redis_url"]),
     ("demo", &["json", "config", "database_url", "redis_url"]),
+    ("help", &["json", "config", "database_url", "redis_url"]),
     ("completions", &["json", "config", "database_url", "redis_url"]),
     ("man", &["json", "config", "database_url", "redis_url"]),
 ];
@@ -110,6 +112,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure what a fleet carries on this machine
     Bench(bench::BenchArgs),
+    /// Print the help of a subcommand, or what a handler's command gets
+    Help(help::HelpArgs),
     /// Print what a shell needs to complete commands and flags
     Completions(completions::CompletionsArgs),
     /// Print the manual, or write a page for each subcommand
@@ -204,6 +208,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Migrate(args) => migrate::run(&global, &args),
         Command::Dev(args) => dev::run(&global, &args),
         Command::Demo(args) => demo::run(&args),
+        Command::Help(args) => help::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
         Command::Warden => Ok(millhand::worker::warden::run().map(|()| ExitCode::SUCCESS)?),

@@ -1,5 +1,10 @@
 //! Every setting: file < `MILLHAND_*` environment < flags, checked once.
 
+mod duration;
+mod file;
+mod handler;
+pub(crate) mod placeholders;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +12,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::error::Error;
+pub use duration::parse_duration;
+pub use handler::CommandHandler;
+use placeholders::Piece;
 
 /// The settings of a program that uses millhand.
 #[derive(Debug, Clone, Deserialize)]
@@ -28,19 +36,19 @@ pub struct Config {
     /// type `redis`.
     pub pool_size: u32,
     /// How often a process looks for what no message told it of.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "duration::read")]
     pub poll_interval: Duration,
     /// A worker that could not renew its row for this long counts as missing.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "duration::read")]
     pub ttl: Duration,
     /// How long running tasks may go on after SIGINT.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "duration::read")]
     pub task_grace_interval: Duration,
     /// How long running tasks may go on after SIGTERM; for ever if unset.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "duration::read_some")]
     pub stop_after: Option<Duration>,
     /// How long a canceled command may take from SIGTERM to its end.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "duration::read")]
     pub cancel_grace_interval: Duration,
     /// Worker names; knows `{pid}`, `{hostname}`, `{fqdn}` and `{thread}`.
     pub name_template: String,
@@ -48,16 +56,9 @@ pub struct Config {
     pub working_directory: Option<PathBuf>,
     /// Command handlers, by the name of the tasks they run.
     pub handlers: BTreeMap<String, CommandHandler>,
-}
-
-/// A command that runs the tasks of one name.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CommandHandler {
-    /// Program and arguments; `{field}` stands for a field of the task's args.
-    /// A relative program with a slash is looked up from the config file's
-    /// folder.
-    pub command: Vec<String>,
+    /// The config file that was read, if there was one.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// What is longer can only be a slip, and a clock that adds centuries overflows.
@@ -104,87 +105,37 @@ impl Default for Config {
             name_template: "{pid}@{hostname}/{thread}".to_owned(),
             working_directory: None,
             handlers: BTreeMap::new(),
+            file: None,
         }
     }
 }
 
-/// Each key of the file but `handlers`, with the variable that overrides it.
-const SETTINGS: [(&str, &str); 13] = [
-    ("database_url", "MILLHAND_DATABASE_URL"),
-    ("redis_url", "MILLHAND_REDIS_URL"),
-    ("redis_prefix", "MILLHAND_REDIS_PREFIX"),
-    ("worker_type", "MILLHAND_WORKER_TYPE"),
-    ("threads", "MILLHAND_THREADS"),
-    ("pool_size", "MILLHAND_POOL_SIZE"),
-    ("poll_interval", "MILLHAND_POLL_INTERVAL"),
-    ("ttl", "MILLHAND_TTL"),
-    ("task_grace_interval", "MILLHAND_TASK_GRACE_INTERVAL"),
-    ("stop_after", "MILLHAND_STOP_AFTER"),
-    ("cancel_grace_interval", "MILLHAND_CANCEL_GRACE_INTERVAL"),
-    ("name_template", "MILLHAND_NAME_TEMPLATE"),
-    ("working_directory", "MILLHAND_WORKING_DIRECTORY"),
+/// Each key of the file but `handlers`, with the variable that overrides it and what is
+/// expected there.
+const SETTINGS: [(&str, &str, &str); 13] = [
+    ("database_url", "MILLHAND_DATABASE_URL", "a URL"),
+    ("redis_url", "MILLHAND_REDIS_URL", "a URL"),
+    ("redis_prefix", "MILLHAND_REDIS_PREFIX", "a name"),
+    ("worker_type", "MILLHAND_WORKER_TYPE", "one of `postgres`, `redis`, `pulpcore`"),
+    ("threads", "MILLHAND_THREADS", "a number from 1 to 1000"),
+    ("pool_size", "MILLHAND_POOL_SIZE", "a number from 1 to 1000"),
+    ("poll_interval", "MILLHAND_POLL_INTERVAL", duration::EXPECTED),
+    ("ttl", "MILLHAND_TTL", duration::EXPECTED),
+    ("task_grace_interval", "MILLHAND_TASK_GRACE_INTERVAL", duration::EXPECTED),
+    ("stop_after", "MILLHAND_STOP_AFTER", duration::EXPECTED),
+    ("cancel_grace_interval", "MILLHAND_CANCEL_GRACE_INTERVAL", duration::EXPECTED),
+    ("name_template", "MILLHAND_NAME_TEMPLATE", "a text"),
+    ("working_directory", "MILLHAND_WORKING_DIRECTORY", "a path"),
 ];
 
-/// Where a config file is looked for if none is named.
-const DEFAULT_FILES: [&str; 2] = ["millhand.toml", "/etc/millhand/millhand.toml"];
+/// What a name template knows.
+const NAME_FIELDS: [&str; 4] = ["pid", "hostname", "fqdn", "thread"];
 
 impl Config {
     /// Reads the config file (the one named, or the first default that exists)
     /// and lets the environment override it.
     pub fn load(named_file: Option<&Path>) -> Result<Config, Error> {
-        let file = match named_file {
-            Some(path) => Some(path.to_owned()),
-            None => DEFAULT_FILES.map(PathBuf::from).into_iter().find(|path| path.exists()),
-        };
-        let mut table = toml::Table::new();
-        if let Some(path) = &file {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Error::Config(format!("could not read config file {}: {error}", path.display()))
-            })?;
-            table = text.parse().map_err(|error: toml::de::Error| {
-                Error::Config(format!(
-                    "{}: {}",
-                    path.display(),
-                    error.to_string().replace('\n', " ").trim_end()
-                ))
-            })?;
-            check_keys(path, &table)?;
-        }
-        let mut sources: BTreeMap<&str, String> = BTreeMap::new();
-        for (key, variable) in SETTINGS {
-            let Ok(value) = std::env::var(variable) else { continue };
-            let value = match key {
-                "threads" | "pool_size" => {
-                    value.parse().map(toml::Value::Integer).unwrap_or(value.into())
-                }
-                _ => toml::Value::String(value),
-            };
-            table.insert(key.to_owned(), value);
-            sources.insert(key, variable.to_owned());
-        }
-        // One key at a time, so that an error names what it is about.
-        let mut config = Config::default();
-        let file_name = file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        for (key, value) in table.clone() {
-            let single = toml::Table::from_iter([(key.clone(), value)]);
-            if let Err(error) = Config::deserialize(single) {
-                let place =
-                    sources.get(key.as_str()).cloned().unwrap_or(format!("{file_name}: {key}"));
-                let reason = error.message().replace('\n', " ");
-                return Err(Error::Config(format!("{place}: {reason}")));
-            }
-        }
-        if !table.is_empty() {
-            config = Config::deserialize(table)
-                .map_err(|error| Error::Config(error.message().to_owned()))?;
-        }
-        // The folder of a bare file name is empty: make the name absolute first.
-        let file = file.and_then(|file| std::path::absolute(file).ok());
-        if let Some(folder) = file.as_deref().and_then(Path::parent) {
-            config.resolve_programs(folder);
-        }
-        config.check()?;
-        Ok(config)
+        file::load(named_file)
     }
 
     /// What must hold between values, after flags have been applied too.
@@ -207,8 +158,9 @@ impl Config {
         if self.ttl < Duration::from_secs(1) {
             return Err(Error::Config("ttl must be at least 1s".to_owned()));
         }
-        if self.pool_size == 0 {
-            return Err(Error::Config("pool_size must be at least 1".to_owned()));
+        if self.pool_size == 0 || self.pool_size > 1000 {
+            let is = format!("pool_size is {}, expected 1 to 1000", self.pool_size);
+            return Err(Error::Config(is));
         }
         if self.poll_interval < Duration::from_millis(10) {
             return Err(Error::Config("poll_interval must be at least 10ms".to_owned()));
@@ -219,12 +171,32 @@ impl Config {
                 self.redis_prefix
             )));
         }
+        self.check_name_template()?;
         for (name, handler) in &self.handlers {
-            if handler.command.is_empty() || handler.command[0].is_empty() {
-                return Err(Error::Config(format!("handler `{name}` has an empty command")));
-            }
+            handler.check(name)?;
         }
         Ok(())
+    }
+
+    fn check_name_template(&self) -> Result<(), Error> {
+        let wrong = |what: String| {
+            let template = &self.name_template;
+            Err(Error::Config(format!("in the name template `{template}`, {what}")))
+        };
+        let pieces = match placeholders::pieces(&self.name_template) {
+            Ok(pieces) => pieces,
+            Err(reason) => return wrong(reason),
+        };
+        let unknown = pieces.into_iter().find_map(|piece| match piece {
+            Piece::Field(field) if !NAME_FIELDS.contains(&field) => Some(field),
+            _ => None,
+        });
+        match unknown {
+            None => Ok(()),
+            Some(field) => wrong(format!(
+                "`{{{field}}}` is not known; it may have {{pid}}, {{hostname}}, {{fqdn}} and {{thread}}"
+            )),
+        }
     }
 
     /// The database's URL, or what to do without one.
@@ -249,29 +221,41 @@ impl Config {
         })
     }
 
-    fn resolve_programs(&mut self, folder: &Path) {
-        for handler in self.handlers.values_mut() {
-            let Some(program) = handler.command.first_mut() else { continue };
-            if program.contains('/') && !program.starts_with('/') {
-                *program = folder.join(&program).display().to_string();
-            }
-        }
+    /// The settings but the handlers in which another configuration differs.
+    pub(crate) fn differences(&self, other: &Config) -> Vec<&'static str> {
+        let is_same = |key| match key {
+            "database_url" => self.database_url == other.database_url,
+            "redis_url" => self.redis_url == other.redis_url,
+            "redis_prefix" => self.redis_prefix == other.redis_prefix,
+            "worker_type" => self.worker_type == other.worker_type,
+            "threads" => self.threads == other.threads,
+            "pool_size" => self.pool_size == other.pool_size,
+            "poll_interval" => self.poll_interval == other.poll_interval,
+            "ttl" => self.ttl == other.ttl,
+            "task_grace_interval" => self.task_grace_interval == other.task_grace_interval,
+            "stop_after" => self.stop_after == other.stop_after,
+            "cancel_grace_interval" => self.cancel_grace_interval == other.cancel_grace_interval,
+            "name_template" => self.name_template == other.name_template,
+            "working_directory" => self.working_directory == other.working_directory,
+            _ => true,
+        };
+        SETTINGS.iter().map(|(key, ..)| *key).filter(|key| !is_same(key)).collect()
     }
-}
 
-fn check_keys(path: &Path, table: &toml::Table) -> Result<(), Error> {
-    for key in table.keys() {
-        let known = SETTINGS.iter().map(|(key, _)| *key).chain(["handlers"]);
-        if known.clone().any(|known| known == key) {
-            continue;
-        }
-        let nearest = known
-            .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
-        return Err(Error::Config(format!(
-            "{}: unknown key `{key}`; did you mean `{}`?",
-            path.display(),
-            nearest.unwrap_or_default()
-        )));
+    /// Arguments of commands that may be meant for files beside the config file and are not
+    /// taken for them, in words.
+    pub(crate) fn overlooked(&self) -> impl Iterator<Item = String> {
+        let folder = self.file.as_deref().and_then(Path::parent);
+        let handlers = folder.into_iter().flat_map(|folder| {
+            self.handlers
+                .iter()
+                .filter_map(|(name, handler)| Some((name, handler.overlooked(folder)?)))
+        });
+        handlers.map(|(name, argument)| {
+            format!(
+                "handler `{name}`: the argument `{argument}` is not taken for the file of that \
+                 name beside the config file; write `./{argument}` for that"
+            )
+        })
     }
-    Ok(())
 }

@@ -14,7 +14,7 @@
 //!    below it, the seam to a lock back end is `worker::claim`.
 //! 5. [`wake`]: tells workers of type `redis` of a commit; `lock_store` has their
 //!    locks.
-//! 6. [`fleet`]: workers and counts, for those who look on.
+//! 6. [`waiter`]: refuses a wait that would never end. [`fleet`]: workers and counts, for those who look on.
 //! 7. [`config`], [`db`], [`migrate`], [`error`]: what all of them stand on.
 
 pub mod client;
@@ -29,6 +29,7 @@ pub mod registry;
 mod row;
 pub mod server;
 pub mod task;
+pub mod waiter;
 pub mod wake;
 pub mod worker;
 
@@ -38,6 +39,7 @@ pub use context::Context;
 pub use error::Error;
 pub use registry::Registry;
 pub use task::{NewTask, Task, TaskId, TaskState};
+pub use waiter::Waiter;
 pub use wake::Waker;
 pub use worker::Worker;
 

@@ -15,13 +15,14 @@ use crate::config::CommandHandler;
 use crate::context::Context;
 
 /// A handler that is a function of JSON text: its result, or why it failed.
-type Function = dyn Fn(&Context<'_>, &str) -> Result<Box<RawValue>, String> + Send + Sync;
+pub(crate) type Function =
+    dyn Fn(&Context<'_>, &str) -> Result<Box<RawValue>, String> + Send + Sync;
 
 /// What runs the tasks of one name.
 #[derive(Clone)]
 pub(crate) enum Handler {
     Function(Arc<Function>),
-    Command(Arc<CommandHandler>),
+    Command(CommandHandler),
 }
 
 /// The handlers that a worker has, by the name of the tasks they run.
@@ -84,7 +85,7 @@ impl Registry {
 
     /// Adds a command for the tasks of this name, replacing what was there.
     pub fn register_command(&mut self, name: impl Into<String>, command: CommandHandler) {
-        self.handlers.insert(name.into(), Handler::Command(Arc::new(command)));
+        self.handlers.insert(name.into(), Handler::Command(command));
     }
 
     /// The names, in order.
@@ -96,8 +97,8 @@ impl Registry {
         self.handlers.values().any(|handler| matches!(handler, Handler::Command(_)))
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Handler> {
-        self.handlers.get(name)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Handler)> {
+        self.handlers.iter()
     }
 }
 

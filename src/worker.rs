@@ -6,18 +6,20 @@
 //! | `worker-N`, one for each worker | claim, run, end; see `thread.rs` | its inbox, its connection, its task |
 //! | `listener` | passes wake-ups and cancels on | its connection |
 //! | `housekeeper` | heartbeats, the safety poll, sweeping | its connection |
-//! | `caretaker` | what begins again, orphans, remains | file systems |
+//! | `caretaker` | what begins again, handlers read anew, orphans, remains | file systems |
 //! | `warden-watch` | replaces a warden that died | the warden process |
 //!
 //! The threads share one `Shared`; who is idle is known to its `BackEnd`, and who
 //! may act at all to its `Lease`s.
 
+mod account;
 pub(crate) mod args;
 mod caretaker;
 mod cgroup;
 pub(crate) mod claim;
 mod clock;
 mod command;
+mod directories;
 mod housekeeper;
 pub(crate) mod inbox;
 mod lease;
@@ -28,6 +30,7 @@ mod notify;
 mod offer;
 mod orphans;
 mod patience;
+mod reload;
 pub(crate) mod reports;
 pub(crate) mod run;
 mod shared;
@@ -56,10 +59,12 @@ use cgroup::Cgroups;
 use claim::BackEnd;
 use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
+use directories::Directories;
 use inbox::{Event, Inbox, Mailbox};
 use lease::Activity;
 use notify::Notify;
 use offer::Offer;
+use reload::Source;
 use reports::Reports;
 pub(crate) use shared::{Identity, Shared, Sight, random_token};
 use tally::Count;
@@ -80,17 +85,34 @@ pub enum Shutdown {
     Now,
 }
 
-/// Stops a [`Worker`] from another thread.
+/// Stops a [`Worker`] from another thread, or gives it other handlers.
 #[derive(Debug, Clone)]
 pub struct Control {
-    sender: Sender<Shutdown>,
+    sender: Sender<Request>,
+}
+
+/// What a worker process is asked for.
+#[derive(Debug)]
+enum Request {
+    Stop(Shutdown),
+    Reload(Box<Config>),
 }
 
 impl Control {
     /// Asks the workers to end; a second, more urgent call hastens them.
     pub fn stop(&self, shutdown: Shutdown) {
         // A worker process that has ended already needs no telling.
-        let _ = self.sender.send(shutdown);
+        let _ = self.sender.send(Request::Stop(shutdown));
+    }
+
+    /// Asks the worker to take the command handlers of these settings, which were read anew,
+    /// instead of those that it has from its own ([`Worker::commands`]).
+    ///
+    /// What runs goes on as it began. Handlers that could not run are refused as a whole, and
+    /// the worker keeps those that it has. Other settings stay what they were at the start.
+    /// The log says what has changed.
+    pub fn reload(&self, config: Config) {
+        let _ = self.sender.send(Request::Reload(Box::new(config)));
     }
 }
 
@@ -100,25 +122,25 @@ impl Control {
 pub struct Worker {
     config: Config,
     registry: Registry,
+    commands: bool,
     burst: bool,
     auxiliary: bool,
     warden: Option<Vec<OsString>>,
     owns_process: bool,
     control: Control,
-    requests: Receiver<Shutdown>,
+    requests: Receiver<Request>,
 }
 
 impl Worker {
-    /// A worker with the handlers of `registry` and the commands of `config`.
+    /// A worker with the handlers of `registry`. The commands of `config` are left to workers
+    /// that ask for them: see [`Worker::commands`].
     #[must_use]
-    pub fn new(config: Config, mut registry: Registry) -> Worker {
-        for (name, command) in &config.handlers {
-            registry.register_command(name, command.clone());
-        }
+    pub fn new(config: Config, registry: Registry) -> Worker {
         let (sender, requests) = crossbeam_channel::unbounded();
         Worker {
             config,
             registry,
+            commands: false,
             burst: false,
             auxiliary: false,
             warden: None,
@@ -126,6 +148,17 @@ impl Worker {
             control: Control { sender },
             requests,
         }
+    }
+
+    /// Whether to run the command handlers of the configuration, too, as `millhand worker`
+    /// does; of two of one name they replace that of the registry.
+    ///
+    /// By default it does not: a program that reads its settings by [`Config::load`] may find
+    /// a config file that was meant for other workers.
+    #[must_use]
+    pub fn commands(mut self, commands: bool) -> Worker {
+        self.commands = commands;
+        self
     }
 
     /// End when nothing is left that could run.
@@ -185,13 +218,16 @@ impl Worker {
         }
         let default = || vec![OsString::from("millhand"), OsString::from("warden")];
         let warden = self.warden.filter(|command| !command.is_empty());
-        let warden = warden.or_else(|| self.registry.has_commands().then(default));
+        let program = warden.as_ref().and_then(|command| command.first());
+        let source = Source::new(&self.config, &url, self.registry, self.commands, program);
+        let runnables = source.runnables(&self.config)?;
+        let has_commands = source.may_have_commands();
+        let warden = warden.or_else(|| has_commands.then(default));
         let working_directory =
             self.config.working_directory.clone().unwrap_or_else(std::env::temp_dir);
         // The warden has another current directory.
         let working_directory =
             std::path::absolute(&working_directory).unwrap_or(working_directory);
-        let has_commands = self.registry.has_commands();
         if has_commands {
             mark::check()?;
             orphans::adopt()?;
@@ -220,16 +256,18 @@ impl Worker {
             limits::check_connections(&mut client, self.config.worker_type, self.config.threads)?;
             Ok(Prepared { identity, mailboxes, inboxes, back_end, warden })
         };
+        let mut reload = None;
         // Whoever runs what there is, and no more, decides itself how long to wait.
         let prepared = if self.burst {
             Some(error::guard("could not start", prepare)?)
         } else {
-            patience::wait_for(&self.requests, prepare)?
+            patience::wait_for(&self.requests, &mut reload, prepare)?
         };
         let Some(Prepared { identity, mailboxes, inboxes, back_end, warden }) = prepared else {
             return Ok(Tally::default());
         };
-        let offer = Offer::new(&self.registry, &working_directory, &identity.process);
+        let directories = Arc::new(Directories::new(working_directory, &identity.process));
+        let offer = Offer::new(runnables, directories.clone());
         let handlers = offer.handlers();
         log::info!(
             "{} of type {} on {}, handlers {}",
@@ -242,7 +280,7 @@ impl Worker {
             url,
             cgroups: if has_commands { Cgroups::make(&identity.process) } else { None },
             identity,
-            registry: self.registry,
+            source,
             offer,
             files,
             owns_process: self.owns_process,
@@ -254,7 +292,7 @@ impl Worker {
             warden,
             control: self.control,
             name_template: self.config.name_template.clone(),
-            working_directory,
+            directories,
             count: Count::default(),
             reports: Reports::default(),
             notify: Notify::new(self.owns_process),
@@ -266,6 +304,9 @@ impl Worker {
             has_ended: AtomicBool::new(false),
             ended: (Mutex::new(()), Condvar::new()),
         });
+        if let Some(config) = reload {
+            shared.reload(config);
+        }
         let result = supervise(&shared, inboxes, &self.requests, &self.config);
         match &result {
             Ok(()) => shared.warden.end(true),
@@ -275,6 +316,7 @@ impl Worker {
         if let (Ok(()), Some(cgroups)) = (&result, &shared.cgroups) {
             cgroups.remove();
         }
+        shared.directories.end();
         let tally = shared.count.tally();
         log::info!("stopped; tasks: {tally}");
         result.map(|()| tally)
@@ -329,7 +371,7 @@ fn warden_settings(config: &Config, url: &str, directory: &Path) -> Vec<(&'stati
 fn supervise(
     shared: &Arc<Shared>,
     inboxes: Vec<Inbox>,
-    requests: &Receiver<Shutdown>,
+    requests: &Receiver<Request>,
     config: &Config,
 ) -> Result<(), Error> {
     let (ended_sender, ended) = crossbeam_channel::unbounded();
@@ -385,11 +427,12 @@ fn supervise(
             let never = crossbeam_channel::never();
             let at_deadline = stop.deadline.map_or(never, crossbeam_channel::at);
             crossbeam_channel::select! {
-                recv(requests) -> request => {
-                    if let Ok(request) = request {
-                        stop.begin(request, shared, config);
-                    }
-                }
+                recv(requests) -> request => match request {
+                    Ok(Request::Stop(shutdown)) => stop.begin(shutdown, shared, config),
+                    Ok(Request::Reload(config)) => shared.reload(config),
+                    // We hold the other end.
+                    Err(_) => {}
+                },
                 recv(failed) -> error => {
                     // Nothing may be run without them.
                     if let Ok(error) = error {

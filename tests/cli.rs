@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::database::Database;
 use crate::support::process::{Said, millhand, run, run_with_input};
 
-const SUBCOMMANDS: [&[&str]; 18] = [
+const SUBCOMMANDS: [&[&str]; 19] = [
     &[],
     &["worker"],
     &["dispatch"],
@@ -28,6 +28,7 @@ const SUBCOMMANDS: [&[&str]; 18] = [
     &["bench"],
     &["completions"],
     &["man"],
+    &["help"],
 ];
 
 pub(crate) fn on(database: &Database, args: &[&str]) -> Command {
@@ -57,6 +58,37 @@ fn help_fits_into_80_columns() {
                 assert!(!line.contains("[env"), "{line}");
             }
         }
+    }
+}
+
+#[test]
+fn help_is_a_subcommand_too() {
+    for (args, flag) in
+        [(&["help"][..], &["--help"][..]), (&["help", "task", "list"], &["task", "list", "--help"])]
+    {
+        let (said, wanted) = (run(&mut millhand(args)), run(&mut millhand(flag)));
+        assert_eq!((said.code, said.stdout), (Some(0), wanted.stdout));
+    }
+    let said = run(&mut millhand(["help", "handler"]));
+    assert_refused(&said, 2, "there is no help on `handler`; did you mean `handlers`?");
+}
+
+/// It is said once, and shown in three places.
+#[test]
+fn the_contract_of_a_command_is_in_the_help_and_in_the_readme() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let contract = fs::read_to_string(root.join("src/worker/command/contract.md")).unwrap();
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    assert!(readme.contains(&contract), "README has another table than {contract}");
+    let said = run(&mut millhand(["help", "handlers"]));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stdout.lines().all(|line| line.chars().count() <= 80), "{}", said.stdout);
+    // Wrapped, but all of it.
+    let mut shown: Vec<&str> = said.stdout.split_whitespace().collect();
+    shown.sort_unstable();
+    for word in contract.lines().skip(2).flat_map(str::split_whitespace) {
+        let word = word.replace('`', "");
+        assert!(word == "|" || shown.binary_search(&word.as_str()).is_ok(), "{word}");
     }
 }
 
@@ -466,16 +498,61 @@ fn settings_that_are_wrong_are_named() {
         2,
         &format!("{place}: unknown key `databas_url`; did you mean `database_url`?"),
     );
-    for text in [
-        "threads = 0",
-        "threads = 'many'",
-        "ttl = 5",
-        "ttl = '5 parsecs'",
-        "worker_type = 'x'",
-        "threads = ",
-        "[handlers.x]",
-        "[handlers.x]\ncommand = []",
-        "[handlers.x]\ncommand = ['true']\nretries = 3",
+    let beside = |what: &str| format!("{place}: {what}");
+    let handler = |what: &str| format!("{place}: handler `x`: {what}");
+    for (text, message) in [
+        ("threads = 0", "threads is 0, expected 1 to 1000".to_owned()),
+        ("threads = -1", beside("threads is -1, expected a number from 1 to 1000")),
+        ("threads = 'many'", beside("threads is \"many\", expected a number from 1 to 1000")),
+        ("ttl = 0.5", "ttl must be at least 1s".to_owned()),
+        (
+            "ttl = '5 parsecs'",
+            beside("ttl is \"5 parsecs\", expected a time, such as 30s, or a number of seconds"),
+        ),
+        (
+            "worker_type = 'x'",
+            beside("worker_type is \"x\", expected one of `postgres`, `redis`, `pulpcore`"),
+        ),
+        ("redis_url = ['secret']", beside("redis_url is not readable, expected a URL")),
+        ("handlers = 1", beside("handlers are tables, such as [handlers.hello]")),
+        (
+            "handlers.x = ['true']",
+            handler("expected a table, such as [handlers.x] with a `command`"),
+        ),
+        (
+            "[handlers.x]\ncomand = ['true']",
+            handler("unknown key `comand`; did you mean `command`?"),
+        ),
+        (
+            "[handlers.x]\ncommand = 'echo hi'",
+            handler(
+                "`command` is \"echo hi\", expected a list of strings, such as [\"echo\", \"hi\"]",
+            ),
+        ),
+        (
+            "[handlers.x]\ncommand = ['true']\nenvironment = ['secret']",
+            handler(
+                "`environment` is not readable, expected a table of strings, such as { LANG = \"C\" }",
+            ),
+        ),
+        ("threads = 1\nttl = ", format!("{place}:2:7: ")),
+        ("[handlers.x]", "handler `x`: `command` names no program; ".to_owned()),
+        ("[handlers.x]\ncommand = []", "handler `x`: `command` names no program; ".to_owned()),
+        (
+            "[handlers.x]\ncommand = ['echo', '{file']",
+            "handler `x`: in the argument `{file`, `{` is not closed; write `{{` for a brace"
+                .to_owned(),
+        ),
+        (
+            "[handlers.x]\ncommand = ['echo', '{b.c}']",
+            "handler `x`: in the argument `{b.c}`, `{b.c}` names no field, ".to_owned(),
+        ),
+        (
+            "name_template = 'mill-{threads}'",
+            "in the name template `mill-{threads}`, `{threads}` is not known; it may have {pid}, \
+             {hostname}, {fqdn} and {thread}"
+                .to_owned(),
+        ),
     ] {
         let said = with_config(text);
         assert_eq!(
@@ -483,6 +560,8 @@ fn settings_that_are_wrong_are_named() {
             (Some(2), "", 1),
             "{text}: {said:?}"
         );
+        let said = said.stderr.trim_start_matches("millhand: ");
+        assert!(said.starts_with(&message), "{text}: {said}, not {message}");
     }
     let said = run(&mut millhand(["status", "--config", "/nonexistent/millhand.toml"]));
     assert_refused(
@@ -493,7 +572,35 @@ fn settings_that_are_wrong_are_named() {
     let said = run(millhand(["status"]).env("MILLHAND_THREADS", "0"));
     assert_eq!(said.code, Some(2), "{said:?}");
     let said = run(millhand(["status"]).env("MILLHAND_TTL", "soon"));
-    assert!(said.code == Some(2) && said.stderr.contains("MILLHAND_TTL"), "{said:?}");
+    assert!(said.code == Some(2) && said.stderr.contains("MILLHAND_TTL is \"soon\""), "{said:?}");
+}
+
+#[test]
+fn a_plain_number_is_a_time_in_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("millhand.toml");
+    fs::write(&path, "ttl = 5\npoll_interval = 0.5\nstop_after = '1m'").unwrap();
+    let config = millhand::Config::load(Some(&path)).unwrap();
+    let times = (config.ttl.as_millis(), config.poll_interval.as_millis());
+    assert_eq!((times, config.stop_after.map(|time| time.as_secs())), ((5000, 500), Some(60)));
+    let database = Database::new();
+    let id = database.dispatch(&NewTask::new("t")).to_string();
+    let said = run(&mut on(&database, &["task", "wait", &id, "--timeout", "0.05"]));
+    assert!(said.code == Some(124) && said.stderr.contains("after 50ms"), "{said:?}");
+    let said = run(on(&database, &["worker", "--burst"]).env("MILLHAND_TTL", "20"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_named() {
+    let database = Database::new();
+    let said = run(on(&database, &["status"])
+        .env("MILLHAND_THREAD", "4")
+        .env("MILLHAND_TASK_ID", "7")
+        .env("MILLHAND_CONFIG", "/dev/null"));
+    assert_eq!((said.code, said.stderr.lines().count()), (Some(0), 1), "{said:?}");
+    let message = "MILLHAND_THREAD is no setting, and is ignored; did you mean MILLHAND_THREADS?";
+    assert!(said.stderr.contains(message), "{said:?}");
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn what_could_not_begin_begins_when_it_can() {
         let worker = WorkerProcess::start(command);
         let first = database.dispatch(&NewTask::new("true"));
         database.wait_for_state(first, TaskState::Completed);
-        fs::remove_dir(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
         let ids: Vec<_> = (0..20).map(|_| database.dispatch(&NewTask::new("true"))).collect();
         // Functions need no room.
         let function = database.dispatch(&NewTask::new("millhand.noop"));

@@ -15,6 +15,8 @@ mod dispatch;
 mod examples;
 /// What a worker is told by flags and settings.
 mod flags;
+/// Commands: their files, directories, environments, users, and that they can dispatch.
+mod handlers;
 /// The safety poll never leaves out what waits.
 mod housekeeping;
 /// Workers of type redis: what they tell each other, and ends that are held up.
@@ -35,6 +37,8 @@ mod plans;
 mod poison;
 /// Random queues keep the order and leave nothing behind.
 mod property;
+/// Handlers are read anew.
+mod reload;
 /// Which tasks run at each step, for every worker type.
 mod scenarios;
 /// Private servers, and what runs on them.
@@ -46,3 +50,5 @@ mod support;
 mod terminal;
 /// Turns that the test takes itself, beside others.
 mod turns;
+/// A task that would wait for ever is refused.
+mod waiter;

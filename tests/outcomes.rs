@@ -19,13 +19,13 @@ command = ["sh", "-c", "kill -9 $$"]
 [handlers.stdin]
 command = ["cat"]
 [handlers.environment]
-command = ["sh", "-c", "echo \"$MILLHAND_TASK_ID $MILLHAND_TASK_NAME ${MILLHAND_DATABASE_URL-unset}\""]
+command = ["sh", "-c", "echo \"$MILLHAND_TASK_ID $MILLHAND_TASK_NAME ${{MILLHAND_DATABASE_URL-unset}}\""]
 [handlers.binary]
 command = ["printf", "a\\377b"]
 [handlers.deaf]
 command = ["sh", "-c", "exec <&- >&- 2>&-; sleep 0.05"]
 [handlers.reporter]
-command = ["sh", "-c", "echo '{\"percent\": 10}' >&3; sleep 0.1; echo '{\"percent\": 50}' >&3; while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done; for n in 97 98 99 100; do echo \"{\\\"percent\\\": $n}\" >&3; done", "{folder}", "{gate}"]
+command = ["sh", "-c", "echo '{{\"percent\": 10}}' >&3; sleep 0.1; echo '{{\"percent\": 50}}' >&3; while [ ! -e \"$0/gate-$1\" ]; do sleep 0.01; done; for n in 97 98 99 100; do echo \"{{\\\"percent\\\": $n}}\" >&3; done", "{folder}", "{gate}"]
 [handlers.missing]
 command = ["/nonexistent/program"]
 [handlers.plain]
@@ -97,7 +97,9 @@ fn a_failure_says_how() {
     assert_failed(&NewTask::new("both"), "exit code 3");
     assert_failed(&NewTask::new("killed"), "killed by SIGKILL (often because memory ran out)");
     assert_failed(&NewTask::new("millhand.fail").args(json!({ "message": "told to" })), "told to");
-    assert_failed(&NewTask::new("echo"), "`text`");
+    assert_failed(&NewTask::new("echo"), "no field `text`");
+    let nothing = NewTask::new("echo").args(json!({ "text": null }));
+    assert_failed(&nothing, "the field `text` of the arguments is null");
 }
 
 #[test]

@@ -350,7 +350,7 @@ fn a_burst_ends_when_nothing_is_left_that_could_run() {
 
 #[test]
 fn a_worker_stopped_by_each_gentle_signal_ends_its_task_first() {
-    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT] {
         each_type(|mut scenario| {
             scenario.dispatch("a", "r");
             scenario.dispatch("b", "r");

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, Subcommand};
-use millhand::config::WorkerType;
+use millhand::config::{WorkerType, parse_duration};
 use millhand::server::{PostgresOptions, PrivatePostgres, PrivateRedis};
 use millhand::{Config, Error, NewTask, TaskId, Waker, client, db, migrate};
 use postgres::Client;
@@ -101,7 +101,7 @@ struct Load {
     #[arg(long, value_name = "PROGRAM", global = true)]
     program: Option<PathBuf>,
     /// Dispatch for TIME instead of a number of tasks; watch for TIME
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, global = true)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, global = true)]
     duration: Option<Duration>,
     /// Whether to print JSON.
     #[arg(skip)]

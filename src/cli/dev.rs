@@ -92,6 +92,9 @@ pub(crate) fn run(global: &Global, args: &DevArgs) -> Result<ExitCode, Failure> 
         } else if !(signal == SIGINT && has_ctrl_c)
             && let Some(signal) = Signal::from_named_raw(signal)
         {
+            // A worker would only read its handlers anew.
+            let is_hangup = signal == Signal::HUP && args.command.is_empty();
+            let signal = if is_hangup { Signal::TERM } else { signal };
             child.signal(signal);
         }
     }

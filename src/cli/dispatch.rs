@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use millhand::{Error, NewTask, TaskId, TaskState, Waker, client};
-use postgres::Client;
+use millhand::config::parse_duration;
+use millhand::{Error, NewTask, TaskId, TaskState, Waiter, Waker, client};
+use postgres::{Client, Transaction};
 use serde_json::{Value, json};
 
 use crate::cli::output::{complain, json_line, printable};
 use crate::cli::task_args::{TaskArgs, cannot_store};
-use crate::cli::wait::{code_after_wait, wait_for_tasks};
+use crate::cli::wait::{code_after_wait, refuse_deadlock, wait_for_tasks};
 use crate::cli::{Failure, Global};
 
 /// Tasks in one statement of a bulk dispatch: enough to make the round trip
@@ -43,7 +44,7 @@ pub(crate) struct DispatchArgs {
     #[arg(short, long)]
     wait: bool,
     /// Wait TIME at most, such as 500ms or 2m; exit 124 then
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
     timeout: Option<Duration>,
 }
 
@@ -63,7 +64,10 @@ pub(crate) fn run(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Fail
 
 fn dispatch_one(global: &Global, task: &NewTask, args: &DispatchArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand dispatch")?;
-    let id = client::dispatch(&mut connection, task)?;
+    let id = match Waiter::from_environment() {
+        Some(waiter) if args.wait => dispatch_to_wait(&mut connection, task, waiter)?,
+        _ => client::dispatch(&mut connection, task)?,
+    };
     global.tell_workers(&mut connection, Waker::wake);
     if !(args.wait && global.json) {
         print_id(&mut io::stdout().lock(), id, global.json)?;
@@ -86,12 +90,41 @@ fn dispatch_one(global: &Global, task: &NewTask, args: &DispatchArgs) -> Result<
     Ok(code_after_wait(&[id], &states, args.timeout))
 }
 
+/// Dispatches a task that another one waits for; none if that would be for ever.
+fn dispatch_to_wait(
+    connection: &mut Client,
+    task: &NewTask,
+    waiter: Waiter,
+) -> Result<TaskId, Error> {
+    let fail = |error| Error::postgres("could not dispatch a task", error);
+    let mut transaction = begin(connection)?;
+    let id = client::dispatch(&mut transaction, task)?;
+    // What stands before it can be seen now, and nothing comes before it later.
+    waiter.check(&mut transaction, &[id]).map_err(nothing_dispatched)?;
+    transaction.commit().map_err(fail)?;
+    Ok(id)
+}
+
+/// Each statement sees what was committed before it, whatever the database's default is.
+fn begin(connection: &mut Client) -> Result<Transaction<'_>, Error> {
+    let level = postgres::IsolationLevel::ReadCommitted;
+    let begun = connection.build_transaction().isolation_level(level).start();
+    begun.map_err(|error| Error::postgres("could not dispatch tasks", error))
+}
+
+fn nothing_dispatched(error: Error) -> Error {
+    match error {
+        Error::Conflict(what) => Error::Conflict(format!("{what}; nothing is dispatched")),
+        other => other,
+    }
+}
+
 fn dispatch_stdin(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Failure> {
     // All is read before the transaction begins: dispatch locks are held until
     // its end, and stdin may be slow.
     let lines = read_tasks(io::stdin().lock())?;
     let mut connection = global.connect("millhand dispatch")?;
-    let ids = dispatch_all(&mut connection, &lines)?;
+    let ids = dispatch_all(&mut connection, &lines, args.wait)?;
     global.tell_workers(&mut connection, Waker::wake);
     let mut out = io::BufWriter::new(io::stdout().lock());
     for &id in &ids {
@@ -147,10 +180,10 @@ fn json_error(error: &serde_json::Error) -> String {
     }
 }
 
-fn dispatch_all(connection: &mut Client, lines: &Lines) -> Result<Vec<TaskId>, Error> {
+fn dispatch_all(connection: &mut Client, lines: &Lines, wait: bool) -> Result<Vec<TaskId>, Error> {
     let fail = |error| Error::postgres("could not dispatch tasks", error);
     let mut ids = Vec::with_capacity(lines.tasks.len());
-    let mut transaction = connection.transaction().map_err(fail)?;
+    let mut transaction = begin(connection)?;
     // One batch takes its locks in an order that all agree on; several batches
     // one after the other would not.
     if lines.tasks.len() > BATCH {
@@ -165,6 +198,9 @@ fn dispatch_all(connection: &mut Client, lines: &Lines) -> Result<Vec<TaskId>, E
             }
             Err(error) => return Err(error),
         }
+    }
+    if wait {
+        refuse_deadlock(&mut transaction, &ids).map_err(nothing_dispatched)?;
     }
     transaction.commit().map_err(fail)?;
     Ok(ids)

@@ -42,7 +42,7 @@ fn write_pages(folder: &Path, command: &clap::Command) -> Result<(), Failure> {
         let path = folder.join(format!("{name}.1"));
         fs::write(&path, page(command)?).map_err(|error| unwritable(&path, &error))?;
         let subcommands = command.get_subcommands();
-        commands.extend(subcommands.filter(|c| !c.is_hide_set() && c.get_name() != "help"));
+        commands.extend(subcommands.filter(|c| !c.is_hide_set()));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use millhand::TaskState;
+use millhand::config::parse_duration;
 use millhand::fleet::{self, Status};
 
 use crate::cli::output::{json_line, seconds};
@@ -18,10 +19,10 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     check: bool,
     /// With --check: no task may have waited longer than TIME, such as 5m
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "check")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "check")]
     max_wait: Option<Duration>,
     /// With --check: no task may have run longer than TIME
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "check")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "check")]
     max_run: Option<Duration>,
 }
 

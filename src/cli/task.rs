@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use millhand::client::TaskFilter;
+use millhand::config::parse_duration;
 use millhand::{Error, Task, TaskId, TaskState, client, error};
 use postgres::Client;
 use serde::Serialize;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use crate::cli::output::{
     Colour, Listing, between, colour_of, complain, json_line, names, printable, seconds, short,
 };
-use crate::cli::wait::{code_after_wait, wait_for_tasks};
+use crate::cli::wait::{code_after_wait, refuse_deadlock, wait_for_tasks};
 use crate::cli::{Failure, Global, logs};
 
 #[derive(Debug, Subcommand)]
@@ -83,7 +84,7 @@ pub(crate) struct WaitArgs {
     ids: Vec<TaskId>,
     /// Stop waiting after TIME, such as 500ms or 2m, and exit 124
     /// (default: never)
-    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
 }
 
@@ -246,6 +247,7 @@ fn cancel_one(connection: &mut Client, id: TaskId) -> Result<TaskState, Error> {
 
 fn wait(global: &Global, args: &WaitArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task wait")?;
+    refuse_deadlock(&mut connection, &args.ids)?;
     let states = wait_for_tasks(&mut connection, &args.ids, args.timeout)?;
     for (&id, &state) in args.ids.iter().zip(&states) {
         Changed { id, state }.print(global.json)?;

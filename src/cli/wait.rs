@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millhand::{Error, TaskId, TaskState, client};
-use postgres::Client;
+use millhand::{Error, TaskId, TaskState, Waiter, client};
+use postgres::{Client, GenericClient};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 
@@ -40,6 +40,15 @@ pub(crate) fn code_after_wait(
     }
     let all_completed = states.iter().all(|state| *state == TaskState::Completed);
     if all_completed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Fails if this program is a part of a task's command, and one of these tasks cannot start
+/// before that has ended.
+pub(crate) fn refuse_deadlock(
+    client: &mut impl GenericClient,
+    ids: &[TaskId],
+) -> Result<(), Error> {
+    Waiter::from_environment().map_or(Ok(()), |waiter| waiter.check(client, ids))
 }
 
 /// Waits until all these tasks are final, or until `timeout` has passed, and

@@ -6,15 +6,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use millhand::config::WorkerType;
+use millhand::config::{WorkerType, parse_duration};
 use millhand::worker::{Control, Shutdown};
-use millhand::{Config, Error, Registry, Worker};
+use millhand::{Config, Error, Registry, Worker, error};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::{Failure, Global};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct WorkerArgs {
     /// Run at most N tasks at once (default: one for each processor,
     /// MILLHAND_THREADS)
@@ -40,11 +40,11 @@ pub(crate) struct WorkerArgs {
     name_template: Option<String>,
     /// Take a worker for missing that was silent for TIME (default: 30s,
     /// MILLHAND_TTL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     ttl: Option<Duration>,
     /// Look each TIME for what no message told of (default: 1s,
     /// MILLHAND_POLL_INTERVAL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     poll_interval: Option<Duration>,
     /// Share N connections to Postgres, with type redis (default: 8,
     /// MILLHAND_POOL_SIZE)
@@ -60,15 +60,15 @@ pub(crate) struct WorkerArgs {
     working_directory: Option<PathBuf>,
     /// After SIGTERM let tasks run TIME at most (default: no limit,
     /// MILLHAND_STOP_AFTER)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     stop_after: Option<Duration>,
     /// After SIGINT let tasks run TIME at most (default: 10m,
     /// MILLHAND_TASK_GRACE_INTERVAL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     task_grace_interval: Option<Duration>,
     /// Give canceled commands TIME from SIGTERM to SIGKILL (default: 5s,
     /// MILLHAND_CANCEL_GRACE_INTERVAL)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     cancel_grace_interval: Option<Duration>,
 }
 
@@ -107,38 +107,73 @@ pub(crate) fn run(global: &Global, args: &WorkerArgs) -> Result<ExitCode, Failur
     })?;
     let mut warden = vec![program.into_os_string(), "warden".into()];
     warden.extend(global.log_flags().map(OsString::from));
+    let mut global = global.clone();
+    // The same file, whatever else lies about by then.
+    global.config = global.config.or_else(|| config.file.clone());
     let worker = Worker::new(config, Registry::new())
+        .commands(true)
         .burst(args.burst)
         .auxiliary(args.auxiliary)
         .owns_process(true)
         .warden(warden);
-    obey_signals(worker.control())?;
+    let flags = args.clone();
+    let read_anew = move || {
+        let mut config = global.load()?;
+        flags.apply(&mut config);
+        config.check()?;
+        Ok(config)
+    };
+    obey_signals(worker.control(), read_anew)?;
     let tally = worker.run()?;
     // Whoever runs what there is, as in a test, wants to know how it went.
     Ok(if args.burst && tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// SIGTERM and SIGHUP drain, SIGINT gives running tasks a grace period, a
-/// second SIGINT and SIGQUIT end them now.
-fn obey_signals(control: Control) -> Result<(), Error> {
+/// SIGTERM drains, SIGINT gives running tasks a grace period, a second SIGINT and SIGQUIT
+/// end them now. SIGHUP reads the handlers anew, unless the terminal is gone.
+fn obey_signals(
+    control: Control,
+    read_anew: impl Fn() -> Result<Config, Error> + Send + 'static,
+) -> Result<(), Error> {
     let unavailable = |error: std::io::Error| Error::Unavailable {
         doing: "could not set up signals".to_owned(),
         source: error.into(),
     };
+    // Before the signals are caught, which ends the ignoring.
+    let ends_with_terminal = has_terminal() && !ignores_hangup();
     let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT]).map_err(unavailable)?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
-                control.stop(match signal {
-                    SIGQUIT => Shutdown::Now,
-                    SIGINT => Shutdown::Grace,
-                    _ => Shutdown::Drain,
-                });
+                match signal {
+                    SIGQUIT => control.stop(Shutdown::Now),
+                    SIGINT => control.stop(Shutdown::Grace),
+                    SIGHUP if !ends_with_terminal || has_terminal() => match read_anew() {
+                        Ok(config) => control.reload(config),
+                        Err(error) => {
+                            log::error!("the handlers stay as they were: {}", error::chain(&error));
+                        }
+                    },
+                    _ => control.stop(Shutdown::Drain),
+                }
             }
         })
         .map_err(unavailable)?;
     Ok(())
+}
+
+/// Whether this process has a terminal that could hang up.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
+/// Whether SIGHUP is ignored, as under nohup(1).
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// A file that holds our process id for as long as we run.

@@ -34,15 +34,24 @@ impl Args {
 
     /// The field of this name: a string as it is, anything else as JSON.
     pub(crate) fn field(&self, name: &str) -> Option<Cow<'_, str>> {
-        let fields = self.fields.get_or_init(|| {
-            let text = self.text.as_deref().unwrap_or_default();
-            serde_json::from_str(text).unwrap_or_default()
-        });
-        let json = fields.get(name)?.get();
+        let json = self.json(name)?;
         match serde_json::from_str::<String>(json) {
             Ok(text) => Some(Cow::Owned(text)),
             Err(_) => Some(Cow::Borrowed(json)),
         }
+    }
+
+    /// Whether the field of this name is there and holds nothing.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.json(name) == Some("null")
+    }
+
+    fn json(&self, name: &str) -> Option<&str> {
+        let fields = self.fields.get_or_init(|| {
+            let text = self.text.as_deref().unwrap_or_default();
+            serde_json::from_str(text).unwrap_or_default()
+        });
+        fields.get(name).map(|json| json.get())
     }
 }
 

@@ -1,21 +1,14 @@
 //! Runs a task that is a command: a child process in a process group of its
 //! own, watched from the worker's thread in one poll(2) loop.
 //!
-//! | the child's | is |
-//! |---|---|
-//! | working directory | fresh, gone when the task has ended |
-//! | argv | the configured command, `{field}` replaced by that field of the args, `{{` and `}}` by braces |
-//! | environment | the worker's without its settings, and `MILLHAND_TASK_ID`, `_TASK_NAME`, `_FENCE`, `_ATTEMPT`, `_WORKER` |
-//! | stdin | the args as JSON |
-//! | fd 3 | progress, a JSON value a line |
-//! | stdout | the result: JSON if it parses, else text without the last line's end; 1 MiB at most |
-//! | stderr | its last 64 KiB are the log |
-//! | exit | 0 is completed, all else failed |
+#![doc = include_str!("command/contract.md")]
 //!
 //! When the child has ended, all that it started and left behind is killed, also what has
 //! left its process group (`mark.rs`, `orphans.rs`, `cgroup.rs`).
 
+mod place;
 mod placeholders;
+mod plan;
 mod start;
 
 use std::fs::File;
@@ -37,8 +30,9 @@ use super::mark::Mark;
 use super::reports::lock;
 use super::tail::Tail;
 use super::{Shared, orphans};
-use crate::config::CommandHandler;
 use crate::context::Context;
+use place::Place;
+pub(crate) use plan::{Plan, Reach};
 use start::start;
 
 /// Most of stdout that can become a result.
@@ -57,6 +51,8 @@ pub(crate) enum NotBegun {
     Program(String),
     /// This machine cannot run any command at the moment.
     Machine(String),
+    /// This process has the handler no more.
+    Gone,
 }
 
 /// Runs the command to its end, unless it could not begin.
@@ -64,18 +60,18 @@ pub(crate) fn run(
     shared: &Shared,
     worker_name: &str,
     thread: usize,
-    handler: &CommandHandler,
+    plan: &Plan,
     args: &Args,
     context: &Context<'_>,
 ) -> Result<Outcome, NotBegun> {
-    let directory = shared.working_directory().map_err(NotBegun::Machine)?;
-    let started = start(shared, worker_name, thread, handler, args, context, directory.path());
+    let place = Place::of(plan, &shared.directories)?;
+    let started = start(shared, worker_name, thread, plan, args, context, place.path());
     let outcome = match started? {
         Ok(running) => running.watch(shared, context),
         Err(reason) => Outcome::failed(reason),
     };
     // Before the final state is stored: whoever waits for it finds no remains.
-    if let Err(error) = directory.close() {
+    if let Err(error) = place.leave() {
         log::warn!("could not remove the working directory of task {}: {error}", context.id());
     }
     Ok(outcome)

@@ -138,6 +138,14 @@ pub(crate) fn kill_all(process: &str, leases: &Leases, deadline: Option<Moment>)
     true
 }
 
+/// Whether something that a worker process started is alive.
+pub(crate) fn is_anybody_left(process: &str) -> bool {
+    let process = number(process);
+    let is_its =
+        |folder: &Path| Mark::in_folder(folder).is_some_and(|mark| mark.process == process);
+    processes().any(|(_, folder)| is_its(&folder) && is_alive(&folder))
+}
+
 /// Pauses between two looks: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(5);

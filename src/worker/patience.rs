@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::Shutdown;
+use super::Request;
+use crate::config::Config;
 use crate::error::{self, Error};
 
 /// Pauses between two attempts: first, and at most.
@@ -63,9 +64,11 @@ impl News {
     }
 }
 
-/// Tries until it succeeds or fails for good; none if told to stop meanwhile.
+/// Tries until it succeeds or fails for good; none if told to stop meanwhile. Settings that
+/// come meanwhile are for later (`reload`).
 pub(super) fn wait_for<T>(
-    requests: &Receiver<Shutdown>,
+    requests: &Receiver<Request>,
+    reload: &mut Option<Box<Config>>,
     mut attempt: impl FnMut() -> Result<T, Error>,
 ) -> Result<Option<T>, Error> {
     let (mut patience, news) = (Patience::new(), News::default());
@@ -74,8 +77,10 @@ pub(super) fn wait_for<T>(
             Ok(value) => return Ok(Some(value)),
             Err(error) if error.is_unavailable() => {
                 let pause = patience.after(&news, &error);
-                if requests.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-                    return Ok(None);
+                match requests.recv_timeout(pause) {
+                    Ok(Request::Reload(config)) => *reload = Some(config),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    _ => return Ok(None),
                 }
             }
             Err(error) => return Err(error),

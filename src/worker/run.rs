@@ -12,9 +12,9 @@ use super::Shared;
 use super::claim::{Claimed, Claims, Outcome, text_as_json};
 use super::command::{self, NotBegun};
 use super::inbox::Inbox;
+use super::offer::Runnable;
 use crate::context::Context;
 use crate::error::panic_text;
-use crate::registry::Handler;
 
 /// How many resources a line of the log names.
 const MOST_NAMES: usize = 10;
@@ -32,18 +32,16 @@ pub(crate) fn run_task(
     thread: usize,
 ) -> Result<Outcome, NotBegun> {
     let began = Instant::now();
-    let handler = shared.registry.get(&task.name);
+    // It is the one of now: the handlers may have been read anew since the task was found.
+    let handler = shared.offer.get(&task.name).ok_or(NotBegun::Gone)?;
     // There may be thousands of functions a second.
     let level = match handler {
-        Some(Handler::Command(_)) => log::Level::Info,
-        _ => log::Level::Debug,
+        Runnable::Command(_) => log::Level::Info,
+        Runnable::Function(_) => log::Level::Debug,
     };
     // No function pays for lines that nobody sees.
     let who = || format!("worker {worker_name}: task {}", described(&task));
     log::log!(level, "{}: started", who());
-    let Some(handler) = handler else {
-        return Ok(Outcome::failed(format!("this worker has no handler for `{}`", task.name)));
-    };
     let args = match task.args.text() {
         Ok(args) => args,
         Err(reason) => return Ok(Outcome::failed(reason)),
@@ -58,15 +56,15 @@ pub(crate) fn run_task(
         reports: &shared.reports,
     };
     let mut outcome = match handler {
-        Handler::Function(function) => {
+        Runnable::Function(function) => {
             match catch_unwind(AssertUnwindSafe(|| function(&context, args))) {
                 Ok(Ok(result)) => Outcome::completed(result),
                 Ok(Err(error)) => Outcome::failed(error),
                 Err(panic) => Outcome::failed(format!("panicked: {}", panic_text(&*panic))),
             }
         }
-        Handler::Command(command) => {
-            command::run(shared, worker_name, thread, command, &task.args, &context)?
+        Runnable::Command(plan) => {
+            command::run(shared, worker_name, thread, &plan, &task.args, &context)?
         }
     };
     let progress = shared.reports.end(task.fence);

@@ -1,7 +1,6 @@
 //! What the threads of a worker process share, and whom they are told through.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,17 +12,19 @@ use super::Control;
 use super::caretaker::Caretaker;
 use super::cgroup::Cgroups;
 use super::claim::{BackEnd, Previous};
+use super::directories::Directories;
 use super::inbox::{Event, Mailbox};
 use super::lease::{Activity, Lease};
 use super::notify::Notify;
 use super::offer::Offer;
 use super::patience::News;
+use super::reload::Source;
 use super::reports::Reports;
 use super::tally::Count;
-use super::warden::{self, Warden};
-use crate::config::WorkerType;
+use super::warden::Warden;
+use crate::config::placeholders::{Piece, pieces};
+use crate::config::{Config, WorkerType};
 use crate::error::Error;
-use crate::registry::Registry;
 
 /// Who a worker process is.
 pub(crate) struct Identity {
@@ -59,7 +60,7 @@ pub(crate) struct Sight {
 pub(crate) struct Shared {
     pub(crate) url: String,
     pub(crate) identity: Identity,
-    pub(crate) registry: Registry,
+    pub(crate) source: Source,
     pub(crate) offer: Offer,
     pub(crate) cgroups: Option<Cgroups>,
     /// The soft limit of open files that commands get: that which this process had.
@@ -74,7 +75,7 @@ pub(crate) struct Shared {
     pub(crate) warden: Arc<Warden>,
     pub(crate) control: Control,
     pub(super) name_template: String,
-    pub(super) working_directory: PathBuf,
+    pub(crate) directories: Arc<Directories>,
     pub(super) count: Count,
     pub(crate) reports: Reports,
     pub(super) notify: Notify,
@@ -91,16 +92,22 @@ impl Shared {
     /// The name of worker `index`, from the template.
     pub(crate) fn worker_name(&self, index: usize) -> String {
         let hostname = &self.identity.hostname;
-        self.name_template
-            .replace("{pid}", &self.identity.pid.to_string())
-            .replace("{hostname}", hostname.split('.').next().unwrap_or(hostname))
-            .replace("{fqdn}", &fqdn(hostname))
-            .replace("{thread}", &index.to_string())
+        let pieces = pieces(&self.name_template).expect("it was checked");
+        let words = pieces.into_iter().map(|piece| match piece {
+            Piece::Text(text) => text.to_owned(),
+            Piece::Field("pid") => self.identity.pid.to_string(),
+            Piece::Field("hostname") => hostname.split('.').next().unwrap_or(hostname).to_owned(),
+            Piece::Field("fqdn") => fqdn(hostname),
+            Piece::Field(_) => index.to_string(),
+        });
+        words.collect()
     }
 
-    /// A fresh directory for a task, removed when dropped.
-    pub(crate) fn working_directory(&self) -> Result<tempfile::TempDir, String> {
-        working_directory(&self.working_directory, &self.identity.process)
+    /// Has the handlers of these settings taken.
+    pub(super) fn reload(&self, config: Box<Config>) {
+        self.caretaker.reload(config);
+        let _guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended.1.notify_all();
     }
 
     /// Tells every worker.
@@ -222,19 +229,6 @@ impl Shared {
         self.reports.close();
         self.ended.1.notify_all();
     }
-}
-
-/// A fresh directory for a task of this process in this folder, removed when dropped.
-pub(super) fn working_directory(folder: &Path, process: &str) -> Result<tempfile::TempDir, String> {
-    tempfile::Builder::new().prefix(&warden::directory_prefix(process)).tempdir_in(folder).map_err(
-        |error| {
-            format!(
-                "could not make a working directory in {}: {error}; \
-                 make room there or set `working_directory`",
-                folder.display()
-            )
-        },
-    )
 }
 
 /// The host's full name: its own if it has a dot, else with the domain that the

@@ -113,7 +113,7 @@ impl<'a> Sweeper<'a> {
             let is_dead = its.iter().all(|id| self.watch.is_missing(*id));
             if is_dead && process != identity.process {
                 let seen = self.watch.last_seen(worker);
-                let folder = &self.shared.working_directory;
+                let folder = self.shared.directories.folder();
                 let remains = match remains.entry(process) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(new) => {

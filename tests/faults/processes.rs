@@ -131,14 +131,14 @@ fn nothing_begins_until_a_warden_stays() {
         r#"date +%s%N >>"$0/starts"; [ -e "$0/good" ] && exec "$1" warden; exit 1"#;
     let database = Database::new();
     let workshop = workshop(&database);
-    let handler = CommandHandler { command: vec!["true".to_owned()] };
+    let handler = CommandHandler::new(["true"]);
     let config = Config {
         database_url: Some(database.url()),
         handlers: [("true".to_owned(), handler)].into(),
         ..Config::default()
     };
     let folder = workshop.path().as_os_str();
-    let worker = Worker::new(config, Registry::new()).warden(vec![
+    let worker = Worker::new(config, Registry::new()).commands(true).warden(vec![
         "sh".into(),
         "-c".into(),
         WARDEN.into(),

@@ -18,7 +18,7 @@ const HANDLERS: &str = r#"
 [handlers.say]
 command = ["sh", "-c", "echo first $MILLHAND_TASK_ID >&2; : >\"$0/at-1\"; while [ ! -e \"$0/gate-1\" ]; do sleep 0.01; done; echo second é >&2; : >\"$0/at-2\"; while [ ! -e \"$0/gate-2\" ]; do sleep 0.01; done; printf third >&2", "{folder}"]
 [handlers.short]
-command = ["sh", "-c", "echo said >&2; echo '{\"percent\": 50}' >&3; echo '{\"percent\": 100}' >&3"]
+command = ["sh", "-c", "echo said >&2; echo '{{\"percent\": 50}}' >&3; echo '{{\"percent\": 100}}' >&3"]
 [handlers.much]
 command = ["sh", "-c", "seq 1 50000 >&2; : >\"$0/at-1\"; while [ ! -e \"$0/gate-1\" ]; do sleep 0.01; done", "{folder}"]
 "#;

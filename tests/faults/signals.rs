@@ -48,10 +48,10 @@ fn gentle_signals_let_a_task_end() {
     for handler in ["gate", "stubborn"] {
         for signals in [
             &[Signal::TERM][..],
-            &[Signal::HUP],
             &[Signal::INT],
             &[Signal::TERM, Signal::TERM],
-            &[Signal::HUP, Signal::HUP],
+            // Handlers are read anew, and all else goes on as it was.
+            &[Signal::HUP, Signal::TERM],
             &[Signal::TERM, Signal::HUP],
         ] {
             check(handler, &[], signals, true, TaskState::Completed);
@@ -78,7 +78,6 @@ fn urgent_signals_end_a_task_at_once() {
 fn patience_ends() {
     for (flags, signal) in [
         (["--stop-after", "200ms"], Signal::TERM),
-        (["--stop-after", "200ms"], Signal::HUP),
         (["--task-grace-interval", "200ms"], Signal::INT),
     ] {
         check("stubborn", &flags, &[signal], false, TaskState::Failed);

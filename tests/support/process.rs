@@ -39,11 +39,23 @@ impl Workshop {
     pub(crate) fn with_redis(database: &Database, redis: Redis, handlers: &str) -> Workshop {
         let folder = TempDir::with_prefix("millhand-test-").unwrap();
         fs::create_dir(folder.path().join("work")).unwrap();
-        let work = folder.path().join("work").display().to_string();
-        let config = format!("working_directory = {work:?}\n{handlers}\n");
-        fs::write(folder.path().join("millhand.toml"), config).unwrap();
         let marker = format!("{:016x}", super::random());
-        Workshop { folder, marker, url: database.url(), redis }
+        let workshop = Workshop { folder, marker, url: database.url(), redis };
+        workshop.configure(handlers);
+        workshop
+    }
+
+    /// Writes the config file anew, in one step.
+    pub(crate) fn configure(&self, handlers: &str) {
+        let work = self.work().display().to_string();
+        let config = format!("working_directory = {work:?}\n{handlers}\n");
+        let new = self.folder.path().join("millhand.toml.new");
+        fs::write(&new, config).unwrap();
+        fs::rename(new, self.config_file()).unwrap();
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.folder.path().join("millhand.toml")
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -66,7 +78,7 @@ impl Workshop {
         command
             // Whatever machine this is; most tests look at one worker.
             .env("MILLHAND_THREADS", "1")
-            .env("MILLHAND_CONFIG", self.folder.path().join("millhand.toml"))
+            .env("MILLHAND_CONFIG", self.config_file())
             .env("MILLHAND_DATABASE_URL", &self.url)
             .env("MILLHAND_REDIS_URL", &self.redis.url)
             .env("MILLHAND_REDIS_PREFIX", &self.redis.prefix)

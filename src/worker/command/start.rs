@@ -14,8 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Signal};
 
 use super::placeholders::fill_in;
-use super::{NotBegun, PROGRESS_FD, Running, Stream, kill};
-use crate::config::CommandHandler;
+use super::{NotBegun, PROGRESS_FD, Plan, Running, Stream, kill};
 use crate::context::Context;
 use crate::worker::Shared;
 use crate::worker::args::Args;
@@ -35,18 +34,18 @@ pub(super) fn start(
     shared: &Shared,
     worker_name: &str,
     thread: usize,
-    handler: &CommandHandler,
+    plan: &Plan,
     args: &Args,
     context: &Context<'_>,
     directory: &Path,
 ) -> Result<Result<Running, String>, NotBegun> {
     let filled: Result<Vec<String>, String> =
-        handler.command.iter().map(|part| fill_in(part, args)).collect();
+        plan.handler.command.iter().map(|part| fill_in(part, args)).collect();
     let argv = match filled {
         Ok(argv) => argv,
-        Err(field) => {
+        Err(reason) => {
             return Ok(Err(format!(
-                "the arguments have no field `{field}`, which the command of handler `{}` needs",
+                "{reason}, and the command of handler `{}` needs it",
                 context.name()
             )));
         }
@@ -66,9 +65,8 @@ pub(super) fn start(
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // The settings hold passwords, and are none of a handler's business.
-            .env_remove("MILLHAND_DATABASE_URL")
-            .env_remove("MILLHAND_REDIS_URL")
+            .env_clear()
+            .envs(&plan.environment)
             .env("MILLHAND_TASK_ID", context.id().to_string())
             .env("MILLHAND_TASK_NAME", context.name())
             .env("MILLHAND_FENCE", context.fence().to_string())
@@ -91,7 +89,7 @@ pub(super) fn start(
         };
         let entry = cgroup.as_ref().map(|cgroup| cgroup.entry.try_clone()).transpose();
         let entry = entry.map_err(machine("could not open a cgroup"))?;
-        prepare(&mut command, shared, mark, entry, permit.until);
+        prepare(&mut command, shared, plan, mark, entry, permit.until);
         command
             .fd_mappings(vec![FdMapping {
                 parent_fd: progress_end.try_clone().map_err(machine("could not make a pipe"))?,
@@ -101,7 +99,7 @@ pub(super) fn start(
         let child = match command.spawn() {
             // The lease may have been renewed while this thread was held up.
             Err(error) if is(&error, TOO_LATE) && !context.inbox.is_lost() => continue,
-            Err(error) => return not_started(error, &argv[0], handler, context, directory),
+            Err(error) => return not_started(error, &argv[0], plan, context, directory),
             Ok(child) => child,
         };
         // The command keeps our copy of the pipe's end; the pipe must end with
@@ -109,7 +107,7 @@ pub(super) fn start(
         drop((command, progress_end));
         shared.warden.add(Pid::from_child(&child), permit.lease);
         let log = Tail::new(
-            &shared.working_directory,
+            shared.directories.folder(),
             &shared.identity.process,
             context.id(),
             context.fence(),
@@ -120,8 +118,15 @@ pub(super) fn start(
 
 /// What the child does before it becomes the command, in this order.
 #[expect(unsafe_code, reason = "nothing else can act in a child before it becomes its program")]
-fn prepare(command: &mut Command, shared: &Shared, mark: Mark, entry: Option<File>, until: Moment) {
-    let (limit, files) = (mark.limit(), shared.files);
+fn prepare(
+    command: &mut Command,
+    shared: &Shared,
+    plan: &Plan,
+    mark: Mark,
+    entry: Option<File>,
+    until: Moment,
+) {
+    let (limit, files, account) = (mark.limit(), shared.files, plan.account.clone());
     let act = move || -> io::Result<()> {
         if let Some(entry) = &entry {
             // Where that is refused, the mark still does.
@@ -129,12 +134,19 @@ fn prepare(command: &mut Command, shared: &Shared, mark: Mark, entry: Option<Fil
         }
         rustix::process::setrlimit(Resource::Rttime, limit)?;
         rustix::process::setrlimit(Resource::Nofile, files)?;
+        // After what only root may do. The child has one thread, and so these are the whole
+        // process's.
+        if let Some(account) = &account {
+            rustix::thread::set_thread_groups(&account.groups)?;
+            rustix::thread::set_thread_gid(account.gid)?;
+            rustix::thread::set_thread_uid(account.uid)?;
+        }
         // Last: who kills what the lease covered finds this child, or it ends here. (The
         // worker may have been frozen for any time before it forked.)
         if until.has_passed() { Err(TOO_LATE.into()) } else { Ok(()) }
     };
     // SAFETY: between fork and exec only what is safe in a signal handler may be done. The
-    // closure makes four system calls by way of rustix, which neither allocates nor locks
+    // closure makes a few system calls by way of rustix, which neither allocates nor locks
     // for them, and touches no memory but what it owns; its errors are bare numbers.
     // Before the mapping of descriptors, which may overwrite that of the cgroup.
     unsafe {
@@ -146,11 +158,13 @@ fn prepare(command: &mut Command, shared: &Shared, mark: Mark, entry: Option<Fil
 fn not_started(
     error: io::Error,
     program: &str,
-    handler: &CommandHandler,
+    plan: &Plan,
     context: &Context<'_>,
     directory: &Path,
 ) -> Result<Result<Running, String>, NotBegun> {
-    let said = format!("could not run `{program}` for handler `{}`: {error}", context.name());
+    let user = plan.account.as_ref().map(|account| format!(" as user `{}`", account.name));
+    let user = user.unwrap_or_default();
+    let said = format!("could not run `{program}`{user} for handler `{}`: {error}", context.name());
     if is(&error, TOO_LATE) {
         return Err(NotBegun::TooLate);
     }
@@ -174,15 +188,22 @@ fn not_started(
         Errno::LIBBAD,
         Errno::STALE,
     ];
+    if plan.handler.directory.is_some() && !directory.is_dir() {
+        let shown = directory.display();
+        return Err(NotBegun::Program(format!("its directory {shown} is gone; make it again")));
+    }
     if !directory.is_dir() || !is_program.iter().any(|errno| is(&error, *errno)) {
         return Err(NotBegun::Machine(said));
     }
     let remedy = match error.kind() {
         ErrorKind::NotFound => "; install it, or mend the handler's command",
+        ErrorKind::PermissionDenied if plan.account.is_some() => {
+            "; make it, and its folders, executable for that user"
+        }
         ErrorKind::PermissionDenied => "; make it executable",
         _ => "",
     };
-    match handler.command[0].contains('{') {
+    match plan.program().contains('{') {
         // The task's arguments say which program.
         true => Ok(Err(format!("{said}{remedy}"))),
         false => Err(NotBegun::Program(format!("{said}{remedy}"))),
