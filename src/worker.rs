@@ -177,7 +177,13 @@ impl Worker {
         self.config.check()?;
         let url = self.config.database_url()?.to_owned();
         // What is wrong with the settings is said before anything is waited for.
-        db::parameters(&url, "millhand")?;
+        let connector = db::Connector::new(&url, "millhand")?;
+        for place in connector.unverified() {
+            log::warn!(
+                "{place} could be anybody: sslmode=require encrypts and does not verify whom it \
+                 talks to; verify-full does"
+            );
+        }
         if self.config.worker_type == WorkerType::Redis {
             LockStore::new(&self.config)?;
         }
@@ -213,7 +219,7 @@ impl Worker {
                 warden.clone().unwrap_or_default(),
                 identity.process.clone(),
                 identity.ttl,
-                warden_settings(&self.config, &url, &working_directory),
+                warden_settings(&self.config, &url, &working_directory)?,
             )?;
             limits::check_connections(&mut client, self.config.worker_type, self.config.threads)?;
             Ok(Prepared { identity, mailboxes, inboxes, back_end, warden })
@@ -310,16 +316,20 @@ fn open_back_end(
 }
 
 /// What a warden has to know of the settings: where tasks and locks are.
-fn warden_settings(config: &Config, url: &str, directory: &Path) -> Vec<(&'static str, OsString)> {
+fn warden_settings(
+    config: &Config,
+    url: &str,
+    directory: &Path,
+) -> Result<Vec<(&'static str, OsString)>, Error> {
     let mut settings = vec![
-        ("MILLHAND_DATABASE_URL", url.into()),
+        ("MILLHAND_DATABASE_URL", db::from_anywhere(url)?.into()),
         ("MILLHAND_WORKING_DIRECTORY", directory.into()),
     ];
     if let (WorkerType::Redis, Some(redis_url)) = (config.worker_type, &config.redis_url) {
         settings.push(("MILLHAND_REDIS_URL", redis_url.into()));
         settings.push(("MILLHAND_REDIS_PREFIX", config.redis_prefix.clone().into()));
     }
-    settings
+    Ok(settings)
 }
 
 /// Starts the threads, passes requests to stop on to them, and waits for them.

@@ -7,6 +7,8 @@
 mod bench;
 /// The command line: help, what it prints, refused input, exit codes.
 mod cli;
+/// What says where the database is, and what is said where it cannot be reached.
+mod connecting;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
 /// Every example prints what its header says.
@@ -40,5 +42,7 @@ mod servers;
 mod support;
 /// The command line as people use it: arguments, filters, JSON, colours, pages.
 mod terminal;
+/// Encrypted connections: each mode with each kind of server.
+mod tls;
 /// Turns that the test takes itself, beside others.
 mod turns;

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
+pub(crate) mod certificates;
 pub(crate) mod clean;
 pub(crate) mod database;
 pub(crate) mod oracle;
