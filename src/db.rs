@@ -9,6 +9,7 @@ mod connector;
 mod hosts;
 mod parameters;
 mod password;
+pub(crate) mod pooler;
 mod refusal;
 mod service;
 mod text;

@@ -203,6 +203,7 @@ impl Worker {
         let files = limits::raise_files(self.config.threads);
         let prepare = || {
             let mut client = db::connect(&url, "millhand")?;
+            db::pooler::check_sessions(&mut client, &url)?;
             migrate::prepare(&mut client)?;
             // A warden that an attempt in vain has left behind is of another process.
             let identity = Identity::new(self.config.ttl)?;

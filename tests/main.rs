@@ -33,6 +33,8 @@ mod parking;
 mod plans;
 /// Data that is odd, or cannot be read or stored, harms its own task alone.
 mod poison;
+/// Through PgBouncer: what works, and what says that it cannot.
+mod pooler;
 /// Random queues keep the order and leave nothing behind.
 mod property;
 /// Which tasks run at each step, for every worker type.

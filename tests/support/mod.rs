@@ -7,6 +7,7 @@ pub(crate) mod certificates;
 pub(crate) mod clean;
 pub(crate) mod database;
 pub(crate) mod oracle;
+pub(crate) mod pooler;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
