@@ -9,7 +9,7 @@ MINUTES ?= 10
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: ## Install the Postgres and Redis servers if they are missing
+setup: ## Install the servers that are missing: Postgres, Redis, PgBouncer for tests
 	@sh tests/support/install-servers.sh
 
 build: ## Build the program

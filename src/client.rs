@@ -2,6 +2,10 @@
 //!
 //! What happens inside a transaction is part of it: rolled back, there is no
 //! task, no cancel and no wake-up.
+//!
+//! Here and wherever commands ask, types are said with the statement (`query_typed`): what
+//! has to ask for them first takes one round trip more, and leaves a prepared statement in a
+//! session that a pooler may give to somebody else in between.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -18,7 +22,6 @@ use crate::task::{NewTask, Task, TaskId, TaskState};
 /// Creates a waiting task and returns its id.
 pub fn dispatch(client: &mut impl GenericClient, task: &NewTask) -> Result<TaskId, Error> {
     let row = client
-        // One round trip; what has to ask for the types first takes two.
         .query_typed_one(
             include_str!("../sql/queries/dispatch.sql"),
             &[
@@ -69,7 +72,7 @@ pub fn cancel(client: &mut impl GenericClient, id: TaskId) -> Result<TaskState, 
 pub fn get_task(client: &mut impl GenericClient, id: TaskId) -> Result<Task, Error> {
     let doing = format!("could not read task {id}");
     let row = client
-        .query_opt(include_str!("../sql/queries/get_task.sql"), &[&id.0])
+        .query_typed_opt(include_str!("../sql/queries/get_task.sql"), &[(&id.0, Type::INT8)])
         .map_err(|error| Error::postgres(&doing, error))?
         .ok_or_else(|| not_found(id))?;
     Task::from_row(&row)
@@ -177,7 +180,10 @@ pub fn task_states(
 ) -> Result<Vec<(TaskId, TaskState, Option<Value>)>, Error> {
     let numbers: Vec<i64> = ids.iter().map(|id| id.0).collect();
     let rows = client
-        .query(include_str!("../sql/queries/task_states.sql"), &[&numbers])
+        .query_typed(
+            include_str!("../sql/queries/task_states.sql"),
+            &[(&numbers, Type::INT8_ARRAY)],
+        )
         .map_err(|error| Error::postgres("could not read the states of tasks", error))?;
     rows.iter()
         .map(|row| {
@@ -190,9 +196,14 @@ pub fn task_states(
 /// Fails, as `dispatch` would, if this task could not be dispatched.
 pub fn check_task(client: &mut impl GenericClient, task: &NewTask) -> Result<(), Error> {
     client
-        .execute(
+        .query_typed(
             include_str!("../sql/queries/check_task.sql"),
-            &[&task.name, &task.args, &task.exclusive, &task.shared],
+            &[
+                (&task.name, Type::TEXT),
+                (&task.args, Type::JSONB),
+                (&task.exclusive, Type::TEXT_ARRAY),
+                (&task.shared, Type::TEXT_ARRAY),
+            ],
         )
         .map_err(|error| {
             Error::postgres(&format!("could not check a task `{}`", short(&task.name)), error)
@@ -208,9 +219,12 @@ pub fn lock_places(transaction: &mut Transaction<'_>, tasks: &[NewTask]) -> Resu
         names.into_iter().collect()
     };
     transaction
-        .execute(
+        .query_typed(
             include_str!("../sql/queries/lock_places.sql"),
-            &[&names(|task| &task.exclusive), &names(|task| &task.shared)],
+            &[
+                (&names(|task| &task.exclusive), Type::TEXT_ARRAY),
+                (&names(|task| &task.shared), Type::TEXT_ARRAY),
+            ],
         )
         .map_err(|error| Error::postgres("could not dispatch tasks", error))?;
     Ok(())

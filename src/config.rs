@@ -20,7 +20,9 @@ use placeholders::Piece;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// A Postgres URL, as psql takes it. May hold a password: never print it.
+    /// A URL, or words such as `host=db`, as psql takes it, with the rest from the `PG*`
+    /// variables: see [`Connector`](crate::db::Connector). May hold a password: never print
+    /// it.
     pub database_url: Option<String>,
     /// A Redis URL, with `rediss://` for TLS. May hold a password: never print it.
     pub redis_url: Option<String>,
@@ -131,6 +133,10 @@ const SETTINGS: [(&str, &str, &str); 13] = [
 /// What a name template knows.
 const NAME_FIELDS: [&str; 4] = ["pid", "hostname", "fqdn", "thread"];
 
+/// Variables of Postgres that say where a database is. Alone they do not name it: they may
+/// have been set for something else.
+const SAY_WHERE: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"];
+
 impl Config {
     /// Reads the config file (the one named, or the first default that exists)
     /// and lets the environment override it.
@@ -201,13 +207,22 @@ impl Config {
 
     /// The database's URL, or what to do without one.
     pub fn database_url(&self) -> Result<&str, Error> {
-        self.database_url.as_deref().ok_or_else(|| {
-            Error::Config(
+        let refused = |what: &str| Err(Error::Config(what.to_owned()));
+        match self.database_url.as_deref() {
+            Some(url) if !url.trim().is_empty() => Ok(url),
+            Some(_) => refused(
+                "MILLHAND_DATABASE_URL, `database_url` or --database-url is empty; name a \
+                 database, as in postgresql:///mydb",
+            ),
+            None if SAY_WHERE.iter().any(|name| std::env::var_os(name).is_some()) => refused(
+                "no database is named; set MILLHAND_DATABASE_URL=postgresql:/// to use the one of \
+                 the PG* variables",
+            ),
+            None => refused(
                 "no database is named; set MILLHAND_DATABASE_URL, or `database_url` in \
-                 millhand.toml, or try `millhand dev -- COMMAND`"
-                    .to_owned(),
-            )
-        })
+                 millhand.toml, or try `millhand dev -- COMMAND`",
+            ),
+        }
     }
 
     /// The Redis URL, or what to do without one.

@@ -1,104 +1,78 @@
 //! Connections to Postgres: how they are made and what a session is set to.
+//!
+//! What a connection is told comes from its string (`text`), a service (`service`), the
+//! environment (`parameters`) and the password file (`password`), as in psql; where to is in
+//! `hosts`, how it is encrypted in `tls` and `verifier`. [`Connector`] makes every
+//! connection, and `refusal` says why it could not.
 
-use std::fs::File;
-use std::time::Duration;
+mod connector;
+mod hosts;
+mod parameters;
+mod password;
+pub(crate) mod pooler;
+mod refusal;
+mod service;
+mod text;
+mod tls;
+mod verifier;
 
-use postgres::{Client, NoTls};
+use postgres::Client;
 
-use crate::error::{self, Error};
+pub use connector::Connector;
 
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::error::Error;
+use hosts::{Host, hosts_of};
+use parameters::Parameters;
 
-/// What a connection needs: a socket, and three for the runtime of the client.
-const N_DESCRIPTORS: usize = 4;
-
-/// A connection's parameters, from a URL as psql takes it.
-pub fn parameters(url: &str, purpose: &str) -> Result<postgres::Config, Error> {
-    // The parser's message may quote the URL: say what is wrong, not what it is.
-    let mut parameters: postgres::Config = url.parse().map_err(|_| {
-        Error::Config(
-            "the database URL cannot be read; expected postgresql://USER@HOST:PORT/DATABASE"
-                .to_owned(),
-        )
-    })?;
-    if parameters.get_hosts().is_empty() {
-        parameters.host_path("/var/run/postgresql");
-    }
-    if parameters.get_user().is_none()
-        && let Ok(user) = std::env::var("USER")
-    {
-        parameters.user(&user);
-    }
-    parameters.application_name(purpose);
-    parameters.connect_timeout(CONNECT_TIMEOUT);
-    // A host that vanished without a word: noticed by both kernels before the
-    // ttl of a worker ends.
-    parameters.keepalives_idle(Duration::from_secs(5));
-    parameters.tcp_user_timeout(Duration::from_secs(10));
-    Ok(parameters)
-}
-
-/// Opens a connection of its own.
+/// Opens a connection of its own: see [`Connector::new`].
 pub fn connect(url: &str, purpose: &str) -> Result<Client, Error> {
-    let parameters = parameters(url, purpose)?;
-    open(&could_not_connect(url), || parameters.connect(NoTls))
+    Connector::new(url, purpose)?.connect()
 }
 
 /// The same, for a session that is to live for long, whatever the settings of role,
 /// database and server would do to it.
 pub(crate) fn connect_for_long(url: &str, purpose: &str) -> Result<Client, Error> {
     let mut client = connect(url, purpose)?;
-    set_up(&mut client)?;
-    Ok(client)
-}
-
-/// Makes a session one that is to live for long.
-pub(crate) fn set_up(client: &mut Client) -> Result<(), Error> {
     client
         .batch_execute(include_str!("../sql/queries/worker_session.sql"))
         .and_then(|()| client.batch_execute(include_str!("../sql/queries/begin_session.sql")))
-        .map_err(|error| Error::postgres("could not set up a session", error))
+        .map_err(|error| Error::postgres("could not set up a session", error))?;
+    Ok(client)
 }
 
-/// Connects in this way. The client takes it for granted that there is room for its
-/// runtime, and panics where there is none.
-pub(crate) fn open(
-    doing: &str,
-    connect: impl FnOnce() -> Result<Client, postgres::Error>,
-) -> Result<Client, Error> {
-    let room = (0..N_DESCRIPTORS).map(|_| File::open("/dev/null")).collect::<Result<Vec<_>, _>>();
-    drop(room.map_err(|error| Error::system(doing, error))?);
-    error::guard(doing, || connect().map_err(|error| Error::postgres(doing, error)))
-}
-
-pub(crate) fn could_not_connect(url: &str) -> String {
+fn could_not_connect(url: &str) -> String {
     format!("could not connect to Postgres at {}", place(url))
 }
 
-/// The URL's hosts, ports and database, without user and password.
+/// The hosts, ports and database that a connection string leads to, without user and
+/// password.
 #[must_use]
 pub fn place(url: &str) -> String {
-    let Ok(parameters) = parameters(url, "") else { return "an unreadable URL".to_owned() };
-    let ports = parameters.get_ports();
-    let hosts = parameters.get_hosts().iter().enumerate().map(|(index, host)| {
-        let host = match host {
-            postgres::config::Host::Tcp(name) => name.clone(),
-            postgres::config::Host::Unix(path) => path.display().to_string(),
+    let hosts_and_database = || {
+        let parameters = Parameters::read(url)?;
+        let hosts: Vec<String> = hosts_of(&parameters)?.iter().map(Host::place).collect();
+        let database = match parameters.get("dbname") {
+            Some(database) => database.to_owned(),
+            None => parameters.user()?,
         };
-        // One port for all hosts, or one for each.
-        let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-        format!("{host}:{port}")
-    });
-    let hosts: Vec<String> = hosts.collect();
-    let database = parameters.get_dbname().or(parameters.get_user()).unwrap_or("postgres");
-    format!("{}/{database}", hosts.join(","))
+        Ok::<_, Error>(format!("{}/{database}", hosts.join(",")))
+    };
+    hosts_and_database().unwrap_or_else(|_| "an unreadable URL".to_owned())
+}
+
+/// The same string for a process in another folder: files are named in full.
+pub(crate) fn from_anywhere(url: &str) -> Result<String, Error> {
+    let mut url = url.to_owned();
+    for (key, file) in Parameters::read(&url)?.files_elsewhere() {
+        text::append(&mut url, key, &file);
+    }
+    Ok(url)
 }
 
 /// Where the session's server is, if the URL names several: its address, or the folder of
 /// its socket.
 pub(crate) fn server_in_use(client: &mut Client, url: &str) -> Option<String> {
-    if parameters(url, "").ok()?.get_hosts().len() < 2 {
+    if hosts_of(&Parameters::read(url).ok()?).ok()?.len() < 2 {
         return None;
     }
     let query = include_str!("../sql/queries/server_in_use.sql");
@@ -112,9 +86,11 @@ mod tests {
     #[test]
     fn a_place_names_all_hosts_and_no_secret() {
         for (url, expected) in [
-            ("postgresql://u:secret@h/d", "h:5432/d"),
+            ("postgresql://u:secret@h:5432/d", "h:5432/d"),
             ("postgresql://u:secret@a,b:7/d?target_session_attrs=read-write", "a:5432,b:7/d"),
             ("host=a,b port=6 dbname=d user=u password=secret", "a:6,b:6/d"),
+            ("host=a port=6 user=u password=secret", "a:6/u"),
+            ("postgresql://u:5/secret@h/d", "an unreadable URL"),
         ] {
             assert_eq!(place(url), expected);
         }

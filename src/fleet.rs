@@ -65,7 +65,7 @@ pub struct Status {
 pub fn workers(client: &mut impl GenericClient) -> Result<Vec<WorkerInfo>, Error> {
     let doing = "could not list workers";
     client
-        .query(include_str!("../sql/queries/workers.sql"), &[])
+        .query_typed(include_str!("../sql/queries/workers.sql"), &[])
         .map_err(|error| Error::postgres(doing, error))?
         .iter()
         .map(worker_from_row)
@@ -77,7 +77,7 @@ pub fn workers(client: &mut impl GenericClient) -> Result<Vec<WorkerInfo>, Error
 pub fn status(client: &mut impl GenericClient) -> Result<Status, Error> {
     let doing = "could not read the status";
     let row = client
-        .query_one(include_str!("../sql/queries/status.sql"), &[])
+        .query_typed_one(include_str!("../sql/queries/status.sql"), &[])
         .map_err(|error| Error::postgres(doing, error))?;
     status_from_row(&row)
         .map_err(|error| Error::Bug { doing: doing.to_owned(), source: error.into() })

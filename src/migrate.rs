@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 use postgres::error::SqlState;
+use postgres::types::Type;
 
 use crate::error::Error;
 
@@ -62,14 +63,14 @@ pub fn known_version() -> i32 {
 pub fn current_version(client: &mut Client) -> Result<i32, Error> {
     let doing = "could not read the schema's version";
     let exists: bool = client
-        .query_one("SELECT to_regclass('millhand.migration') IS NOT NULL", &[])
+        .query_typed_one("SELECT to_regclass('millhand.migration') IS NOT NULL", &[])
         .map_err(|error| Error::postgres(doing, error))?
         .get(0);
     if !exists {
         return Ok(0);
     }
     let row = client
-        .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
+        .query_typed_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
         .map_err(|error| Error::postgres(doing, error))?;
     Ok(row.get(0))
 }
@@ -107,7 +108,7 @@ pub(crate) fn prepare(client: &mut Client) -> Result<(), Error> {
 /// stored.
 fn check_encoding(client: &mut Client) -> Result<(), Error> {
     let encoding: String = client
-        .query_one("SELECT current_setting('server_encoding')", &[])
+        .query_typed_one("SELECT current_setting('server_encoding')", &[])
         .map_err(|error| Error::postgres("could not read the database's encoding", error))?
         .get(0);
     if encoding == "UTF8" {
@@ -122,7 +123,7 @@ fn check_encoding(client: &mut Client) -> Result<(), Error> {
 /// Draws sequences forward that lag behind the rows, and says so.
 fn mend_sequences(client: &mut Client) -> Result<(), Error> {
     let rows = client
-        .query(include_str!("../sql/queries/mend_sequences.sql"), &[])
+        .query_typed(include_str!("../sql/queries/mend_sequences.sql"), &[])
         .map_err(|error| Error::postgres("could not mend the sequences", error))?;
     for row in rows {
         let what: &str = row.get(0);
@@ -163,12 +164,14 @@ fn apply(client: &mut Client, index: usize) -> Result<Option<i32>, Error> {
     let (version, name, sql) = MIGRATIONS[index];
     let fail = |error| Error::postgres("could not migrate", error);
     let mut transaction = client.transaction().map_err(fail)?;
-    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).map_err(fail)?;
+    transaction
+        .query_typed("SELECT pg_advisory_xact_lock($1)", &[(&MIGRATION_LOCK, Type::INT8)])
+        .map_err(fail)?;
     // What waits for a lock keeps all who come later waiting, too.
     transaction.batch_execute("SET LOCAL lock_timeout = '1s'").map_err(fail)?;
     transaction.batch_execute(include_str!("../sql/migrations/bootstrap.sql")).map_err(fail)?;
     let current: i32 = transaction
-        .query_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
+        .query_typed_one("SELECT coalesce(max(version), 0) FROM millhand.migration", &[])
         .map_err(fail)?
         .get(0);
     if current > known_version() {
@@ -184,9 +187,9 @@ fn apply(client: &mut Client, index: usize) -> Result<Option<i32>, Error> {
         }
     }
     transaction
-        .execute(
+        .execute_typed(
             "INSERT INTO millhand.migration (version, name) VALUES ($1, $2)",
-            &[&version, &name],
+            &[(&version, Type::INT4), (&name, Type::TEXT)],
         )
         .map_err(fail)?;
     transaction.commit().map_err(fail)?;

@@ -48,7 +48,7 @@ impl Waker {
             return Ok(None);
         }
         let row = client
-            .query_one(include_str!("../sql/queries/hears_redis.sql"), &[])
+            .query_typed_one(include_str!("../sql/queries/hears_redis.sql"), &[])
             .map_err(|error| Error::postgres("could not look for workers", error))?;
         if row.get(0) { Waker::new(config).map(Some) } else { Ok(None) }
     }

@@ -212,7 +212,13 @@ impl Worker {
         self.config.check()?;
         let url = self.config.database_url()?.to_owned();
         // What is wrong with the settings is said before anything is waited for.
-        db::parameters(&url, "millhand")?;
+        let connector = db::Connector::new(&url, "millhand")?;
+        for place in connector.unverified() {
+            log::warn!(
+                "{place} could be anybody: sslmode=require encrypts and does not verify whom it \
+                 talks to; verify-full does"
+            );
+        }
         if self.config.worker_type == WorkerType::Redis {
             LockStore::new(&self.config)?;
         }
@@ -235,6 +241,7 @@ impl Worker {
         let files = limits::raise_files(self.config.threads);
         let prepare = || {
             let mut client = db::connect(&url, "millhand")?;
+            db::pooler::check_sessions(&mut client, &url)?;
             migrate::prepare(&mut client)?;
             // A warden that an attempt in vain has left behind is of another process.
             let identity = Identity::new(self.config.ttl)?;
@@ -251,7 +258,7 @@ impl Worker {
                 warden.clone().unwrap_or_default(),
                 identity.process.clone(),
                 identity.ttl,
-                warden_settings(&self.config, &url, &working_directory),
+                warden_settings(&self.config, &url, &working_directory)?,
             )?;
             limits::check_connections(&mut client, self.config.worker_type, self.config.threads)?;
             Ok(Prepared { identity, mailboxes, inboxes, back_end, warden })
@@ -355,16 +362,20 @@ fn open_back_end(
 }
 
 /// What a warden has to know of the settings: where tasks and locks are.
-fn warden_settings(config: &Config, url: &str, directory: &Path) -> Vec<(&'static str, OsString)> {
+fn warden_settings(
+    config: &Config,
+    url: &str,
+    directory: &Path,
+) -> Result<Vec<(&'static str, OsString)>, Error> {
     let mut settings = vec![
-        ("MILLHAND_DATABASE_URL", url.into()),
+        ("MILLHAND_DATABASE_URL", db::from_anywhere(url)?.into()),
         ("MILLHAND_WORKING_DIRECTORY", directory.into()),
     ];
     if let (WorkerType::Redis, Some(redis_url)) = (config.worker_type, &config.redis_url) {
         settings.push(("MILLHAND_REDIS_URL", redis_url.into()));
         settings.push(("MILLHAND_REDIS_PREFIX", config.redis_prefix.clone().into()));
     }
-    settings
+    Ok(settings)
 }
 
 /// Starts the threads, passes requests to stop on to them, and waits for them.
@@ -398,28 +409,29 @@ fn supervise(
             }
         }
         let helpers = [
-            ("listener", listener::listen as fn(&Arc<Shared>)),
+            ("listener", listener::listen as fn(&Arc<Shared>, &dyn Fn(Error))),
             ("housekeeper", housekeeper::keep_house),
-            ("caretaker", caretaker::take_care),
-            ("reporter", reports::report),
-            ("notifier", notify::keep_informed),
+            ("caretaker", |shared, _| caretaker::take_care(shared)),
+            ("reporter", |shared, _| reports::report(shared)),
+            ("notifier", |shared, _| notify::keep_informed(shared)),
         ];
         let (failed_sender, failed) = crossbeam_channel::unbounded();
         for (name, helper) in helpers {
             let failed = failed_sender.clone();
             let help = move || {
                 let doing = format!("the {name} ended early");
+                // (Whoever would hear it may have ended.)
+                let report = |error| drop(failed.send((Shutdown::Drain, error)));
                 if let Err(error) = error::guard(&doing, || {
-                    helper(shared);
+                    helper(shared, &report);
                     Ok(())
                 }) {
-                    // Whoever would hear it has ended.
-                    let _ = failed.send(error);
+                    let _ = failed.send((Shutdown::Now, error));
                 }
             };
             if let Err(error) = spawn(name.to_owned()).spawn_scoped(scope, help) {
-                let _ = failed_sender
-                    .send(Error::system(&format!("could not start the {name}"), error));
+                let error = Error::system(&format!("could not start the {name}"), error);
+                let _ = failed_sender.send((Shutdown::Now, error));
             }
         }
         let mut stop = Stop::default();
@@ -433,15 +445,20 @@ fn supervise(
                     // We hold the other end.
                     Err(_) => {}
                 },
-                recv(failed) -> error => {
-                    // Nothing may be run without them.
-                    if let Ok(error) = error {
-                        log::error!("{}; stopping", error::chain(&error));
-                        if result.is_ok() {
-                            result = Err(error);
+                recv(failed) -> failure => {
+                    // Nothing may be run without a helper, and nothing new is taken with
+                    // one that cannot do its work.
+                    let request = match failure {
+                        Ok((request, error)) => {
+                            if result.is_ok() {
+                                log::error!("{}; stopping", error::chain(&error));
+                                result = Err(error);
+                            }
+                            request
                         }
-                    }
-                    stop.begin(Shutdown::Now, shared, config);
+                        Err(_) => Shutdown::Now,
+                    };
+                    stop.begin(request, shared, config);
                 }
                 recv(ended) -> thread => {
                     n_ended += 1;

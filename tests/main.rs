@@ -9,12 +9,16 @@ mod bench;
 mod cli;
 /// The examples of other languages, where the language is there.
 mod clients;
+/// What says where the database is, and what is said where it cannot be reached.
+mod connecting;
 /// Dispatch through SQL: ids, order of positions, refused input.
 mod dispatch;
 /// Every example prints what its header says.
 mod examples;
 /// What a worker is told by flags and settings.
 mod flags;
+/// Each kind of role does what it is for, and nothing else.
+mod grants;
 /// Commands: their files, directories, environments, users, and that they can dispatch.
 mod handlers;
 /// The safety poll never leaves out what waits.
@@ -35,6 +39,8 @@ mod parking;
 mod plans;
 /// Data that is odd, or cannot be read or stored, harms its own task alone.
 mod poison;
+/// Through PgBouncer: what works, and what says that it cannot.
+mod pooler;
 /// Random queues keep the order and leave nothing behind.
 mod property;
 /// Handlers are read anew.
@@ -48,6 +54,8 @@ mod service;
 mod support;
 /// The command line as people use it: arguments, filters, JSON, colours, pages.
 mod terminal;
+/// Encrypted connections: each mode with each kind of server.
+mod tls;
 /// Turns that the test takes itself, beside others.
 mod turns;
 /// A task that would wait for ever is refused.

@@ -1,6 +1,7 @@
 //! Which troubles pass by themselves, or when somebody mends a server: waiting may help.
 //! All others want a person who changes what this program was told, or a bug report.
 
+use std::error::Error as _;
 use std::io;
 
 use rustix::io::Errno;
@@ -55,16 +56,33 @@ pub(super) fn of_system(error: &io::Error) -> bool {
 /// made passes; values that cannot be sent or read, and settings, do not.
 pub(super) fn of_client(error: &postgres::Error) -> bool {
     let said = error.to_string();
+    if is_of_handshake(error) {
+        return is_cut(error);
+    }
     let never = [
         "error serializing",
         "error deserializing",
         "error encoding",
-        "error performing TLS",
         "invalid",
         "expected",
         "query",
     ];
     !never.iter().any(|start| said.starts_with(start))
+}
+
+/// Whether encryption could not begin.
+pub(crate) fn is_of_handshake(error: &postgres::Error) -> bool {
+    error.to_string().starts_with("error performing TLS")
+}
+
+/// Whether the connection broke, with whatever else the error says.
+pub(crate) fn is_cut(error: &postgres::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof]
+            .contains(&cause.kind())
+    })
 }
 
 /// The shortage of the machine that a panic with this message tells of, if it is one: of

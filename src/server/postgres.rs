@@ -83,7 +83,9 @@ impl PrivatePostgres {
     /// The same by the network, if it listens there.
     #[must_use]
     pub fn network_url(&self) -> Option<String> {
-        self.options.listen.map(|address| format!("postgresql://{USER}@{address}/{DATABASE}"))
+        self.options
+            .listen
+            .map(|address| format!("postgresql://{USER}@{address}/{DATABASE}?sslmode=disable"))
     }
 
     /// The directory with its data, socket and log.

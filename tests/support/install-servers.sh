@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the Postgres and Redis servers, and a library that fakes a server's clock
-# for tests, with the system's package manager, where they are missing and we may;
-# says what to install otherwise. Without the library only the tests of the clock fail.
+# Installs the Postgres and Redis servers, and for tests PgBouncer and a library that
+# fakes a server's clock, with the system's package manager, where they are missing and
+# we may; says what to install otherwise. Without the last two only their tests fail.
 set -eu
 
 has_postgres() {
@@ -25,14 +25,19 @@ has_faketime() {
     return 1
 }
 
+has_pgbouncer() {
+    [ -x /usr/sbin/pgbouncer ] || [ -x /usr/bin/pgbouncer ]
+}
+
 has_all() {
-    has_postgres && has_redis && has_faketime
+    has_postgres && has_redis && has_faketime && has_pgbouncer
 }
 
 packages() {
     has_postgres || printf '%s ' "$1"
     has_redis || printf '%s ' "$2"
     has_faketime || printf '%s ' "$3"
+    has_pgbouncer || printf '%s ' "$4"
 }
 
 if has_all; then
@@ -55,12 +60,12 @@ for candidate in apt-get dnf yum zypper pacman apk; do
     fi
 done
 case $manager in
-apt-get) missing=$(packages postgresql redis-server faketime) ;;
-dnf | yum) missing=$(packages "postgresql-server postgresql-contrib" redis libfaketime) ;;
-zypper) missing=$(packages "postgresql-server postgresql-contrib" redis libfaketime) ;;
-pacman) missing=$(packages postgresql valkey libfaketime) ;;
-apk) missing=$(packages "postgresql postgresql-contrib" redis libfaketime) ;;
-*) missing=$(packages "the Postgres server (initdb, postgres)" "the Redis server (redis-server)" libfaketime) ;;
+apt-get) missing=$(packages postgresql redis-server faketime pgbouncer) ;;
+dnf | yum) missing=$(packages "postgresql-server postgresql-contrib" redis libfaketime pgbouncer) ;;
+zypper) missing=$(packages "postgresql-server postgresql-contrib" redis libfaketime pgbouncer) ;;
+pacman) missing=$(packages postgresql valkey libfaketime pgbouncer) ;;
+apk) missing=$(packages "postgresql postgresql-contrib" redis libfaketime pgbouncer) ;;
+*) missing=$(packages "the Postgres server (initdb, postgres)" "the Redis server (redis-server)" libfaketime pgbouncer) ;;
 esac
 
 missing=${missing% }

@@ -3,9 +3,11 @@
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
+pub(crate) mod certificates;
 pub(crate) mod clean;
 pub(crate) mod database;
 pub(crate) mod oracle;
+pub(crate) mod pooler;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;

@@ -152,7 +152,8 @@ pub(crate) fn gate_task(workshop: &Workshop, handler: &str, gate: &str) -> NewTa
 pub(crate) fn millhand<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millhand"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("MILLHAND_") {
+        let text = name.to_string_lossy();
+        if text.starts_with("MILLHAND_") || text.starts_with("PG") {
             command.env_remove(name);
         }
     }

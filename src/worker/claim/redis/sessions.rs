@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use postgres::error::SqlState;
-use postgres::{Client, NoTls, Statement};
+use postgres::{Client, Statement};
 use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
-use r2d2_postgres::PostgresConnectionManager;
 
 use crate::db;
 use crate::error::{self, Error};
@@ -37,11 +36,12 @@ impl Sessions {
     /// settles its workers ends a session that is in the midst of something for them
     /// (settle_worker).
     pub(super) fn new(url: &str, size: u32, process: &str) -> Result<Sessions, Error> {
-        let parameters = db::parameters(url, &format!("millhand worker {process}"))?;
+        let purpose = format!("millhand worker {process}");
+        let doing = db::Connector::new(url, &purpose)?.doing().to_owned();
         let failure = Arc::new(Mutex::new(None));
-        let doing = db::could_not_connect(url);
         let manager = Manager {
-            connector: PostgresConnectionManager::new(parameters, NoTls),
+            url: url.to_owned(),
+            purpose,
             doing: doing.clone(),
             failure: failure.clone(),
         };
@@ -103,7 +103,8 @@ impl Session {
 }
 
 pub(super) struct Manager {
-    connector: PostgresConnectionManager<NoTls>,
+    url: String,
+    purpose: String,
     doing: String,
     /// Why the last attempt failed, if it did: the pool keeps no more of it than text.
     failure: Arc<Mutex<Option<Error>>>,
@@ -112,8 +113,7 @@ pub(super) struct Manager {
 impl Manager {
     fn open(&self) -> Result<Session, Error> {
         // The pool never makes good for an attempt that panicked.
-        let mut client = db::open(&self.doing, || self.connector.connect())?;
-        db::set_up(&mut client)?;
+        let mut client = db::connect_for_long(&self.url, &self.purpose)?;
         let mut prepare = |sql| client.prepare(sql).map_err(|e| Error::postgres(&self.doing, e));
         Ok(Session {
             used_at: Instant::now(),
@@ -136,15 +136,14 @@ impl ManageConnection for Manager {
     }
 
     fn is_valid(&self, session: &mut Session) -> Result<(), Error> {
-        self.connector
-            .is_valid(&mut session.client)
-            .map_err(|error| Error::postgres(&self.doing, error))
+        let answer = session.client.simple_query("");
+        answer.map(drop).map_err(|error| Error::postgres(&self.doing, error))
     }
 
     fn has_broken(&self, session: &mut Session) -> bool {
         // A primary that was demoted takes nothing any more: the next connection may
         // find its successor.
-        session.is_read_only || self.connector.has_broken(&mut session.client)
+        session.is_read_only || session.client.is_closed()
     }
 }
 
