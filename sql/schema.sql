@@ -1787,6 +1787,7 @@ CREATE TABLE millhand.worker (
     ttl interval NOT NULL,
     lock_owner text,
     heartbeat bigint DEFAULT 0 NOT NULL,
+    auxiliary boolean DEFAULT false NOT NULL,
     CONSTRAINT worker_ttl_positive CHECK ((ttl > '00:00:00'::interval))
 )
 WITH (fillfactor='50');
@@ -1798,6 +1799,8 @@ COMMENT ON COLUMN millhand.worker.last_heartbeat IS 'When the row was renewed la
 COMMENT ON COLUMN millhand.worker.lock_owner IS 'The owner of this worker''s locks in the lock store; null if its session holds them.';
 
 COMMENT ON COLUMN millhand.worker.heartbeat IS 'Counts renewals of this row. Who sweeps has watched it stand still for a whole ttl.';
+
+COMMENT ON COLUMN millhand.worker.auxiliary IS 'Whether it leaves it to others to sweep workers that have died.';
 
 ALTER TABLE millhand.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME millhand.worker_id_seq

@@ -13,12 +13,13 @@ use postgres::types::Type;
 use crate::error::Error;
 
 /// The migrations, in order; the number of the last is the schema's version.
-const MIGRATIONS: [(i32, &str, &str); 5] = [
+const MIGRATIONS: [(i32, &str, &str); 6] = [
     (1, "initial", include_str!("../sql/migrations/0001_initial.sql")),
     (2, "lock owner", include_str!("../sql/migrations/0002_lock_owner.sql")),
     (3, "unblocked", include_str!("../sql/migrations/0003_unblocked.sql")),
     (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
     (5, "reports", include_str!("../sql/migrations/0005_reports.sql")),
+    (6, "auxiliary", include_str!("../sql/migrations/0006_auxiliary.sql")),
 ];
 
 const FUNCTIONS: [&str; 21] = [

@@ -168,7 +168,7 @@ impl Worker {
         self
     }
 
-    /// Leave sweeping to others.
+    /// Leave sweeping to others, of which at least one should be online.
     #[must_use]
     pub fn auxiliary(mut self, auxiliary: bool) -> Worker {
         self.auxiliary = auxiliary;

@@ -97,7 +97,16 @@ fn an_auxiliary_worker_leaves_sweeping_to_others() {
             if n == 1 { Ok(()) } else { Err(auxiliary.stderr()) }
         });
         assert!(names(&database).contains(&"missing".to_owned()));
+        // It says once that nobody does it.
+        let says = |words: &str| {
+            wait_until(&database, words, SOON, || {
+                let stderr = auxiliary.stderr();
+                if stderr.matches(words).count() == 1 { Ok(()) } else { Err(stderr) }
+            });
+        };
+        says("only auxiliary workers are online");
         let other = workshop.worker(worker_type, &[]);
+        says("a worker that keeps house is online again");
         wait_until(&database, "another worker sweeps", SOON, || {
             let names = names(&database);
             if names.contains(&"missing".to_owned()) { Err(names) } else { Ok(()) }

@@ -27,6 +27,11 @@ pub(crate) struct WorkerArgs {
     #[arg(long)]
     burst: bool,
     /// Leave housekeeping to other workers
+    ///
+    /// That is to sweep workers that have died, whose tasks keep their
+    /// resources until then, and, with type pulpcore, to mark what may start.
+    /// At least one worker online should keep house; this one says if none
+    /// does.
     #[arg(long)]
     auxiliary: bool,
     /// Write the process id to FILE while running

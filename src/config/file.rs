@@ -14,7 +14,7 @@ use crate::error::Error;
 const DEFAULT_FILES: [&str; 2] = ["millhand.toml", "/etc/millhand/millhand.toml"];
 
 /// Variables that are no settings: where those are, and what a command or a warden is told.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 8] = [
     "MILLHAND_CONFIG",
     "MILLHAND_TASK_ID",
     "MILLHAND_TASK_NAME",
@@ -22,6 +22,7 @@ const OTHER_VARIABLES: [&str; 7] = [
     "MILLHAND_ATTEMPT",
     "MILLHAND_WORKER",
     "MILLHAND_WARDEN_OF",
+    "MILLHAND_DIRECTORY",
 ];
 
 pub(super) fn load(named_file: Option<&Path>) -> Result<Config, Error> {

@@ -36,6 +36,8 @@ struct Housekeeper<'a> {
     sweeper: Sweeper<'a>,
     /// Of the server, where it tells.
     timeline: Option<i64>,
+    /// Of an auxiliary one: since when nobody keeps house, and whether that was said.
+    unkept: Option<(Instant, bool)>,
     /// What workers of this process own and do not run, and since when that is seen.
     not_run: HashMap<(i64, i64), Instant>,
 }
@@ -62,6 +64,7 @@ pub(crate) fn keep_house(shared: &Arc<Shared>, report: &dyn Fn(Error)) {
         n_turns: 0,
         sweeper: Sweeper::new(shared),
         timeline: None,
+        unkept: None,
         not_run: HashMap::new(),
     };
     let mut session: Option<Session> = None;
@@ -160,8 +163,35 @@ impl Housekeeper<'_> {
                 self.sweeper.sweep(&mut session.client)?;
             }
         }
+        if beats && self.shared.auxiliary {
+            self.look_for_housekeepers(&mut session.client)?;
+        }
         if beats {
             self.shared.back_end.tidy_up();
+        }
+        Ok(())
+    }
+
+    /// An auxiliary worker says if there is nobody that it could leave housekeeping to.
+    fn look_for_housekeepers(&mut self, client: &mut Client) -> Result<(), Error> {
+        let own: Vec<i64> = self.shared.leases().iter().map(|lease| lease.worker()).collect();
+        let rows = client
+            .query(include_str!("../../sql/queries/housekeepers.sql"), &[&own])
+            .map_err(|error| Error::postgres("could not look who keeps house", error))?;
+        let is_kept = rows.iter().any(|row| !self.sweeper.is_missing(row.get(0)));
+        if is_kept {
+            if let Some((_, true)) = self.unkept.take() {
+                log::info!("a worker that keeps house is online again");
+            }
+            return Ok(());
+        }
+        // Where all have just come, one may be about to.
+        let (since, told) = self.unkept.get_or_insert((Instant::now(), false));
+        if since.elapsed() >= self.shared.identity.ttl / 3 && !std::mem::replace(told, true) {
+            log::warn!(
+                "only auxiliary workers are online: the tasks of a worker that dies keep their \
+                 resources until one comes that keeps house; start one without --auxiliary"
+            );
         }
         Ok(())
     }
@@ -240,16 +270,13 @@ impl Housekeeper<'_> {
         let owned: Vec<i64> = row.get("owned");
         let owned_by: Vec<i64> = row.get("owned_by");
         self.compare(&leases, owned_by.into_iter().zip(owned).collect());
-        if !self.shared.auxiliary {
-            let heartbeats: Vec<i64> = row.get("heartbeats");
-            let ttls: Vec<f64> = row.get("ttls");
-            let ttls = ttls
-                .into_iter()
-                .map(|ttl| Duration::try_from_secs_f64(ttl).unwrap_or(Duration::MAX));
-            let known = workers.into_iter().zip(heartbeats).zip(ttls);
-            let known = known.map(|((worker, heartbeat), ttl)| (worker, heartbeat, ttl));
-            self.sweeper.look((began, Moment::now()), known);
-        }
+        let heartbeats: Vec<i64> = row.get("heartbeats");
+        let ttls: Vec<f64> = row.get("ttls");
+        let ttls =
+            ttls.into_iter().map(|ttl| Duration::try_from_secs_f64(ttl).unwrap_or(Duration::MAX));
+        let known = workers.into_iter().zip(heartbeats).zip(ttls);
+        let known = known.map(|((worker, heartbeat), ttl)| (worker, heartbeat, ttl));
+        self.sweeper.look((began, Moment::now()), known);
         self.sight = Sight { low: row.get("low"), stragglers: row.get("stragglers") };
         self.mark = row.get("mark");
         self.mark_xid = row.get("mark_xid");

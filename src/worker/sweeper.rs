@@ -36,6 +36,11 @@ impl<'a> Sweeper<'a> {
         self.watch.look(span, workers.chain(unknown));
     }
 
+    /// Whether this worker was watched to be dead.
+    pub(super) fn is_missing(&self, worker: i64) -> bool {
+        self.watch.is_missing(worker)
+    }
+
     /// Looks for owners of tasks that are no workers, and lets go of notes that are of no
     /// more use.
     pub(super) fn look_for_unknown_owners(&mut self, client: &mut Client) -> Result<(), Error> {
