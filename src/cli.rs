@@ -17,6 +17,7 @@ mod completions;
 mod demo;
 mod dev;
 mod dispatch;
+mod grants;
 mod logs;
 mod man;
 mod migrate;
@@ -81,8 +82,9 @@ pub(crate) struct Global {
 }
 
 /// Global flags that say nothing to these subcommands, and are not offered with them.
-const INAPPLICABLE: [(&str, &[&str]); 5] = [
+const INAPPLICABLE: [(&str, &[&str]); 6] = [
     ("worker", &["json"]),
+    ("grants", &["json", "config", "database_url", "redis_url"]),
     ("dev", &["json", "database_url", "redis_url"]),
     ("demo", &["json", "config", "database_url", "redis_url"]),
     ("completions", &["json", "config", "database_url", "redis_url"]),
@@ -104,6 +106,8 @@ enum Command {
     Workers(workers::WorkersArgs),
     /// Create or upgrade the tables
     Migrate(migrate::MigrateArgs),
+    /// Print the SQL that gives a role the rights it needs
+    Grants(grants::GrantsArgs),
     /// Start private servers, and run a worker or a command on them
     Dev(dev::DevArgs),
     /// Build package repositories from real files, and check the outcome
@@ -202,6 +206,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::run(&global, &args),
         Command::Workers(args) => workers::run(&global, &args),
         Command::Migrate(args) => migrate::run(&global, &args),
+        Command::Grants(args) => grants::run(&args),
         Command::Dev(args) => dev::run(&global, &args),
         Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -85,7 +85,10 @@ impl Error {
             ));
         }
         if *code == SqlState::INSUFFICIENT_PRIVILEGE {
-            return Error::Config(format!("{doing}: {}; grant it to this role", db.message()));
+            return Error::Config(format!(
+                "{doing}: {}; what `millhand grants ROLE --for KIND` prints gives a role its rights",
+                db.message()
+            ));
         }
         Error::Bug { doing: doing.to_owned(), source: error.into() }
     }

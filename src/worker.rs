@@ -364,27 +364,28 @@ fn supervise(
             }
         }
         let helpers = [
-            ("listener", listener::listen as fn(&Arc<Shared>)),
+            ("listener", listener::listen as fn(&Arc<Shared>, &dyn Fn(Error))),
             ("housekeeper", housekeeper::keep_house),
-            ("caretaker", caretaker::take_care),
-            ("reporter", reports::report),
+            ("caretaker", |shared, _| caretaker::take_care(shared)),
+            ("reporter", |shared, _| reports::report(shared)),
         ];
         let (failed_sender, failed) = crossbeam_channel::unbounded();
         for (name, helper) in helpers {
             let failed = failed_sender.clone();
             let help = move || {
                 let doing = format!("the {name} ended early");
+                // (Whoever would hear it may have ended.)
+                let report = |error| drop(failed.send((Shutdown::Drain, error)));
                 if let Err(error) = error::guard(&doing, || {
-                    helper(shared);
+                    helper(shared, &report);
                     Ok(())
                 }) {
-                    // Whoever would hear it has ended.
-                    let _ = failed.send(error);
+                    let _ = failed.send((Shutdown::Now, error));
                 }
             };
             if let Err(error) = spawn(name.to_owned()).spawn_scoped(scope, help) {
-                let _ = failed_sender
-                    .send(Error::system(&format!("could not start the {name}"), error));
+                let error = Error::system(&format!("could not start the {name}"), error);
+                let _ = failed_sender.send((Shutdown::Now, error));
             }
         }
         let mut stop = Stop::default();
@@ -397,15 +398,20 @@ fn supervise(
                         stop.begin(request, shared, config);
                     }
                 }
-                recv(failed) -> error => {
-                    // Nothing may be run without them.
-                    if let Ok(error) = error {
-                        log::error!("{}; stopping", error::chain(&error));
-                        if result.is_ok() {
-                            result = Err(error);
+                recv(failed) -> failure => {
+                    // Nothing may be run without a helper, and nothing new is taken with
+                    // one that cannot do its work.
+                    let request = match failure {
+                        Ok((request, error)) => {
+                            if result.is_ok() {
+                                log::error!("{}; stopping", error::chain(&error));
+                                result = Err(error);
+                            }
+                            request
                         }
-                    }
-                    stop.begin(Shutdown::Now, shared, config);
+                        Err(_) => Shutdown::Now,
+                    };
+                    stop.begin(request, shared, config);
                 }
                 recv(ended) -> thread => {
                     n_ended += 1;

@@ -15,6 +15,8 @@ mod dispatch;
 mod examples;
 /// What a worker is told by flags and settings.
 mod flags;
+/// Each kind of role does what it is for, and nothing else.
+mod grants;
 /// The safety poll never leaves out what waits.
 mod housekeeping;
 /// Workers of type redis: what they tell each other, and ends that are held up.

@@ -48,8 +48,9 @@ struct Session {
     beat: Statement,
 }
 
-/// Keeps house until the workers have left.
-pub(crate) fn keep_house(shared: &Arc<Shared>) {
+/// Keeps house until the workers have left. What waiting cannot mend is reported; the rows
+/// are renewed as far as that goes, for what still runs.
+pub(crate) fn keep_house(shared: &Arc<Shared>, report: &dyn Fn(Error)) {
     let lease = shared.identity.ttl.mul_f64(LEASE_SHARE);
     let mut housekeeper = Housekeeper {
         shared,
@@ -64,23 +65,30 @@ pub(crate) fn keep_house(shared: &Arc<Shared>) {
         not_run: HashMap::new(),
     };
     let mut session: Option<Session> = None;
-    let mut warned = false;
+    // Of the failures since the last turn that was whole.
+    let mut said = String::new();
     while !shared.has_ended() {
         let done = match &mut session {
             Some(session) => housekeeper.turn(session, lease),
             None => Session::open(shared).and_then(|opened| {
                 housekeeper.begin_session(opened.timeline);
-                if std::mem::take(&mut warned) {
-                    log::info!("housekeeper: connected again");
-                }
                 housekeeper.turn(session.insert(opened), lease)
             }),
         };
         let failed = done.is_err();
+        if !failed && !std::mem::take(&mut said).is_empty() {
+            log::info!("housekeeper: connected again");
+        }
         if let Err(error) = done {
-            if !warned {
-                log::warn!("housekeeper: {}; trying again", error::chain(&error));
-                warned = true;
+            let reason = error::chain(&error);
+            if error.is_unavailable() {
+                if said.is_empty() {
+                    log::warn!("housekeeper: {reason}; trying again");
+                }
+                said = reason;
+            } else if reason != said {
+                said = reason;
+                report(error);
             }
             if session.take().is_some() {
                 // If this connection is gone, the workers' may be, too.

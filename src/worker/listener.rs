@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use super::{LOOK, Shared};
-use crate::error;
+use crate::error::{self, Error};
 
-/// Listens until the workers have left.
-pub(crate) fn listen(shared: &Arc<Shared>) {
+/// Listens until the workers have left. What waiting cannot mend is reported.
+pub(crate) fn listen(shared: &Arc<Shared>, report: &dyn Fn(Error)) {
     let mut warned = false;
     while !shared.has_ended() {
         let ended = shared.back_end.listen(shared, &mut || {
@@ -22,7 +22,11 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
         if let Err(error) = ended
             && !std::mem::replace(&mut warned, true)
         {
-            log::warn!("listener: {}; trying again", error::chain(&error));
+            if error.is_unavailable() {
+                log::warn!("listener: {}; trying again", error::chain(&error));
+            } else {
+                report(error);
+            }
         }
         shared.pause(LOOK);
     }
