@@ -23,6 +23,7 @@ const SUBCOMMANDS: [&[&str]; 19] = [
     &["workers"],
     &["workers", "list"],
     &["migrate"],
+    &["grants"],
     &["dev"],
     &["demo"],
     &["bench"],
