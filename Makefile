@@ -4,13 +4,16 @@ CARGO ?= cargo
 N ?= 20
 MINUTES ?= 10
 
-.PHONY: help setup build check fmt test demo bench figures schema doc soak soak-faults
+.PHONY: help setup servers build check fmt test demo bench figures schema doc soak soak-faults
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: ## Install the servers that are missing: Postgres, Redis, PgBouncer for tests
-	@sh tests/support/install-servers.sh
+setup: ## Install what tests need and is missing: Postgres, Redis, PgBouncer, faketime
+	@sh tests/support/install-servers.sh all
+
+servers:
+	@sh tests/support/install-servers.sh servers
 
 build: ## Build the program
 	$(CARGO) build --locked
@@ -25,13 +28,13 @@ fmt: ## Format
 test: setup ## Run all tests, on private servers
 	$(CARGO) test --locked
 
-demo: setup ## Build package repositories from real archives, and check the outcome
+demo: servers ## Build package repositories from real archives, and check the outcome
 	$(CARGO) run --locked --release -- demo $(if $(TYPE),--type $(TYPE)) $(DIR)
 
-bench: setup ## Measure, beside the physical limit
+bench: servers ## Measure, beside the physical limit
 	$(CARGO) run --locked --release -- bench all
 
-figures: setup ## Draw the figures of README, from runs of an hour or so
+figures: servers ## Draw the figures of examples/figures, from runs of an hour or so
 	$(CARGO) build --locked --release --bins --examples
 	$(CARGO) run --locked --release --example figures -- $(ARGS)
 

@@ -14,6 +14,7 @@ use postgres::Client;
 
 mod bench;
 mod completions;
+mod config;
 mod demo;
 mod dev;
 mod dispatch;
@@ -106,6 +107,9 @@ enum Command {
     Status(status::StatusArgs),
     /// List workers and what they run
     Workers(workers::WorkersArgs),
+    /// Check the settings and handlers, or show what is in force
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Create or upgrade the tables
     Migrate(migrate::MigrateArgs),
     /// Print the SQL that gives a role the rights it needs
@@ -209,6 +213,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Task(command) => task::run(&global, command),
         Command::Status(args) => status::run(&global, &args),
         Command::Workers(args) => workers::run(&global, &args),
+        Command::Config(command) => config::run(&global, &command),
         Command::Migrate(args) => migrate::run(&global, &args),
         Command::Grants(args) => grants::run(&args),
         Command::Dev(args) => dev::run(&global, &args),

@@ -59,6 +59,7 @@ use cgroup::Cgroups;
 use claim::BackEnd;
 use claim::postgres::{PostgresBackEnd, Way};
 use claim::redis::RedisBackEnd;
+use command::{Plan, Reach};
 use directories::Directories;
 use inbox::{Event, Inbox, Mailbox};
 use lease::Activity;
@@ -333,6 +334,22 @@ impl Worker {
 /// Such as "1 worker", "2 workers".
 fn plural(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// The handlers that this machine cannot run, as far as that can be seen without running
+/// them, and why; fails for those that no machine could.
+pub fn problems(config: &Config) -> Result<Vec<(String, String)>, Error> {
+    let mut problems = Vec::new();
+    for (name, handler) in &config.handlers {
+        let plan = Plan::new(name, handler, &Reach::default())?;
+        problems.extend(offer::cannot_run(&plan).map(|problem| (name.clone(), problem)));
+    }
+    Ok(problems)
+}
+
+/// Host, port and database number of the Redis that the settings name.
+pub fn redis_place(config: &Config) -> Result<String, Error> {
+    LockStore::new(config).map(|store| store.place())
 }
 
 /// What a worker process needs before its threads start.

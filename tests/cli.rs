@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::database::Database;
 use crate::support::process::{Said, millhand, run, run_with_input};
 
-const SUBCOMMANDS: [&[&str]; 19] = [
+const SUBCOMMANDS: [&[&str]; 23] = [
     &[],
     &["worker"],
     &["dispatch"],
@@ -24,6 +24,9 @@ const SUBCOMMANDS: [&[&str]; 19] = [
     &["workers", "list"],
     &["migrate"],
     &["grants"],
+    &["config"],
+    &["config", "check"],
+    &["config", "show"],
     &["dev"],
     &["demo"],
     &["bench"],

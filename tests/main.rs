@@ -43,6 +43,8 @@ mod poison;
 mod pooler;
 /// Random queues keep the order and leave nothing behind.
 mod property;
+/// README is short, and what it tells people to type works.
+mod readme;
 /// Handlers are read anew.
 mod reload;
 /// Which tasks run at each step, for every worker type.

@@ -169,3 +169,35 @@ fn colours_are_for_terminals_alone() {
     assert!(!on_terminal(false).contains("\u{1b}["));
     assert!(!run(&mut on(&database, &["task", "list"])).stdout.contains("\u{1b}["));
 }
+
+#[test]
+fn settings_and_handlers_are_checked_without_a_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("millhand.toml");
+    let config = |what: &str, text: &str| {
+        fs::write(&path, text).unwrap();
+        let url = "postgresql://u:secret@db.example/mydb";
+        let mut command = millhand(["config", what]);
+        command.env("MILLHAND_CONFIG", &path).env("MILLHAND_DATABASE_URL", url);
+        run(&mut command)
+    };
+    let good = "threads = 3\n[handlers.a]\ncommand = ['true']\n";
+    let said = config("check", good);
+    let ok = format!("ok: {}, 1 handler\n", path.display());
+    assert_eq!((said.code, said.stdout), (Some(0), ok));
+    let said = config("show", good);
+    assert!(said.stdout.contains("threads                3\n"), "{said:?}");
+    assert!(said.stdout.contains("db.example:5432/mydb"), "{said:?}");
+    assert!(!said.stdout.contains("secret"), "{said:?}");
+    let said = config("check", "[handlers.a]\ncommand = ['no-such-program']\n");
+    assert_eq!(
+        (said.code, said.stdout.as_str()),
+        (
+            Some(1),
+            "handler `a`: `no-such-program` is not in the PATH; install it, or mend the \
+             handler's command\n"
+        )
+    );
+    let said = config("check", "threads = 0\n");
+    assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""));
+}

@@ -1,4 +1,4 @@
-//! Draws the figures of the README: runs `millhand bench`, keeps what it said as CSV,
+//! Draws the figures of examples/figures: runs `millhand bench`, keeps what it said as CSV,
 //! and draws SVG and PNG from that.
 //!
 //! `make figures` runs all of it, which takes an hour or so; with `--from DIR` it only
@@ -29,7 +29,7 @@ use table::Table;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Measure with `millhand bench`, and draw the figures of the README
+/// Measure with `millhand bench`, and draw the figures of examples/figures
 #[derive(Debug, Parser)]
 struct Args {
     /// Draw this figure only

@@ -105,6 +105,13 @@ impl WorkerArgs {
 pub(crate) fn run(global: &Global, args: &WorkerArgs) -> Result<ExitCode, Failure> {
     let mut config = global.load()?;
     args.apply(&mut config);
+    match &config.file {
+        Some(file) => log::info!("the config file is {}", file.display()),
+        None => log::warn!(
+            "there is no config file (./millhand.toml, /etc/millhand/millhand.toml, --config), \
+             and so no handler but those for trying things out, which begin with `millhand.`"
+        ),
+    }
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     let program = std::env::current_exe().map_err(|error| Error::Unavailable {
         doing: "could not find the program's own file".to_owned(),

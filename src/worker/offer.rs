@@ -243,7 +243,7 @@ impl Trouble {
 }
 
 /// Why this command cannot run here, as far as that can be seen without running it.
-fn cannot_run(plan: &Plan) -> Option<String> {
+pub(super) fn cannot_run(plan: &Plan) -> Option<String> {
     if let Some(directory) = &plan.handler.directory
         && !directory.is_dir()
     {
