@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::database::Database;
 use crate::support::process::{Said, millhand, run, run_with_input};
 
-const SUBCOMMANDS: [&[&str]; 18] = [
+const SUBCOMMANDS: [&[&str]; 19] = [
     &[],
     &["worker"],
     &["dispatch"],
@@ -23,6 +23,7 @@ const SUBCOMMANDS: [&[&str]; 18] = [
     &["workers"],
     &["workers", "list"],
     &["migrate"],
+    &["grants"],
     &["dev"],
     &["demo"],
     &["bench"],
