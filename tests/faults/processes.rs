@@ -135,6 +135,7 @@ fn nothing_begins_until_a_warden_stays() {
     let config = Config {
         database_url: Some(database.url()),
         handlers: [("true".to_owned(), handler)].into(),
+        threads: 1,
         ..Config::default()
     };
     let folder = workshop.path().as_os_str();
@@ -305,7 +306,7 @@ fn a_killed_command_fails_its_task_and_the_worker_goes_on() {
         let parent = std::fs::read_to_string(workshop.path().join("parent")).unwrap();
         signal_pid(parent.trim().parse().unwrap(), Signal::KILL);
         let task = database.wait_for_state(family, TaskState::Failed);
-        assert!(task.error.as_ref().unwrap().contains('9'), "{:?}", task.error);
+        assert!(task.error.as_ref().unwrap().contains("SIGKILL"), "{:?}", task.error);
         let task = database.wait_for_state(witness, TaskState::Completed);
         assert_eq!(task.result, Some(json!("dead\ndead")));
         worker.stop(Signal::TERM);
