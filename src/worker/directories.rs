@@ -10,11 +10,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use tempfile::TempDir;
 
 use super::{mark, warden};
+
+/// Far more than a ttl: nobody comes for a log any more.
+const A_DAY: Duration = Duration::from_secs(86_400);
 
 pub(crate) struct Directories {
     folder: PathBuf,
@@ -73,9 +77,14 @@ impl Directories {
             if mark::is_anybody_left(process) {
                 continue;
             }
+            let remains = warden::remains_of(process, &self.folder);
+            // Whoever sweeps its tasks stores its logs, and removes all of this then.
+            if remains.iter().any(|path| is_new_log(path)) {
+                continue;
+            }
             log::info!("removing what a dead worker left in {}", self.folder.display());
-            for directory in warden::remains_of(process, &self.folder) {
-                warden::remove(&directory);
+            for path in remains {
+                warden::remove(&path);
             }
         }
     }
@@ -94,6 +103,12 @@ impl Directories {
         }
         Ok(())
     }
+}
+
+/// Whether this is a log that a sweeper may still come for.
+fn is_new_log(path: &Path) -> bool {
+    let age = || path.metadata().ok()?.modified().ok()?.elapsed().ok();
+    path.extension().is_some_and(|it| it == "log") && age().is_none_or(|age| age < A_DAY)
 }
 
 fn lock_path(folder: &Path, process: &str) -> PathBuf {
@@ -121,6 +136,8 @@ fn processes(folder: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn entries(folder: &Path) -> usize {
@@ -140,6 +157,11 @@ mod tests {
         let third = of("00000000-d");
         assert_eq!(third.dead(), Vec::<String>::new(), "all have their locks");
         drop(dead);
+        let log = folder.path().join("millhand-task-00000000-b-1-1.log");
+        let file = std::fs::File::create(&log).expect("there is room");
+        third.remove_remains(&third.dead());
+        assert!(log.exists(), "nobody has stored it");
+        file.set_modified(SystemTime::now() - 2 * A_DAY).expect("it is ours");
         third.remove_remains(&third.dead());
         assert!(task.path().exists());
         assert_eq!(entries(folder.path()), 3);

@@ -227,8 +227,9 @@ pub(super) fn report(shared: &Arc<Shared>) {
                 told.clear();
             }
             Err(error) if client.is_some() && !error.is_unavailable() => {
-                let stored = store_one_by_one(&mut client, &shared.reports, &work.reports);
-                shared.reports.settle(&work.reports, &stored, Duration::ZERO);
+                let stored =
+                    store_one_by_one(&mut client, &shared.reports, &work.reports, &mut told);
+                shared.reports.settle(&work.reports, &stored, PAUSE);
             }
             Err(error) => {
                 let reason = error::chain(&error);
@@ -255,7 +256,14 @@ pub(super) fn report(shared: &Arc<Shared>) {
 fn connected<'a>(client: &'a mut Option<Client>, url: &str) -> Result<&'a mut Client, Error> {
     match client.take_if(|client| !client.is_closed()) {
         Some(open) => Ok(client.insert(open)),
-        None => Ok(client.insert(db::connect_for_long(url, "millhand reports")?)),
+        None => {
+            let mut opened = db::connect_for_long(url, "millhand reports")?;
+            // Whoever keeps a row locked keeps nobody from leaving.
+            opened
+                .batch_execute("SET lock_timeout = '2s'; SET statement_timeout = '10s'")
+                .map_err(|error| Error::postgres("could not set up a session", error))?;
+            Ok(client.insert(opened))
+        }
     }
 }
 
@@ -280,14 +288,23 @@ fn store(client: &mut Client, reports: &[Sent]) -> Result<Vec<TaskId>, Error> {
 }
 
 /// One of them is refused, which must not keep the others from being stored.
-fn store_one_by_one(client: &mut Option<Client>, reports: &Reports, sent: &[Sent]) -> Vec<TaskId> {
+fn store_one_by_one(
+    client: &mut Option<Client>,
+    reports: &Reports,
+    sent: &[Sent],
+    told: &mut String,
+) -> Vec<TaskId> {
     let mut stored = Vec::new();
     for sent in sent {
         let Some(client) = client else { break };
         match store(client, std::slice::from_ref(sent)) {
             Ok(ids) => stored.extend(ids),
             Err(error) => {
-                log::warn!("task {}: {}", sent.id, error::chain(&error));
+                let reason = error::chain(&error);
+                if reason != *told {
+                    log::warn!("task {}: {reason}", sent.id);
+                    *told = reason;
+                }
                 reports.drop_progress(sent);
             }
         }

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
@@ -152,7 +152,14 @@ impl Remains {
         let name = path.file_name()?.to_str()?;
         let name = name.strip_prefix(&directory_prefix(process))?.strip_suffix(".log")?;
         let (id, fence) = name.split_once('-')?;
-        let bytes = std::fs::read(path).ok()?;
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let mut file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+        // The folder may be one where everybody may put files.
+        if file.metadata().ok()?.uid() != rustix::process::geteuid().as_raw() {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
         let (header, ring) = bytes.split_at_checked(HEADER as usize)?;
         let size = u64::from_le_bytes(header.try_into().ok()?);
         let n = size.min(MAX_LOG as u64);

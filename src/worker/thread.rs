@@ -6,7 +6,7 @@ use std::time::Instant;
 use postgres::error::SqlState;
 
 use super::Shared;
-use super::claim::{Begun, Claims, Ended, Previous, Turn};
+use super::claim::{Begun, Claims, Ended, Outcome, Previous, Turn};
 use super::inbox::Inbox;
 use super::lease::{Activity, Lease};
 use super::patience::{FIRST_PAUSE, LAST_PAUSE, Patience};
@@ -14,6 +14,7 @@ use super::run::run_task;
 use super::tail::Remains;
 use super::tally::End;
 use crate::error::{self, Error};
+use crate::task::TaskId;
 
 /// How the work under one worker id ended.
 enum Exit {
@@ -61,11 +62,16 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
         let lease = shared.joined(index, claims.worker());
         inbox.begin_session(lease.clone());
         let mut begun = Begun::default();
-        let exit = work_session(shared, index, &name, inbox, &lease, &mut *claims, &mut begun);
+        let mut ended = None;
+        let session = Session { index, name: &name, inbox, lease: &lease };
+        let exit = work_session(shared, &session, &mut *claims, &mut begun, &mut ended);
         shared.left(claims.worker());
         match exit? {
             Exit::Stopped => return claims.leave(),
             Exit::Lost => {
+                if let (Some(Ended { id, outcome }), Some(fence)) = (ended, begun.fence) {
+                    leave_log(shared, id, fence, outcome);
+                }
                 if inbox.is_aborting() {
                     log::info!("worker {name}: settling its claim before it leaves");
                 } else {
@@ -77,17 +83,24 @@ pub(crate) fn work(shared: &Arc<Shared>, index: usize, inbox: &Inbox) -> Result<
     }
 }
 
+/// A worker under one id.
+struct Session<'a> {
+    index: usize,
+    name: &'a str,
+    inbox: &'a Inbox,
+    lease: &'a Lease,
+}
+
 /// Works under one worker id until told to stop or until the claim is lost; notes what it
 /// has begun.
 fn work_session(
     shared: &Shared,
-    index: usize,
-    name: &str,
-    inbox: &Inbox,
-    lease: &Lease,
+    session: &Session<'_>,
     claims: &mut dyn Claims,
     begun: &mut Begun,
+    ended: &mut Option<Ended>,
 ) -> Result<Exit, Error> {
+    let Session { index, name, inbox, lease } = *session;
     loop {
         // First of all: what is noted here was said before the lease is looked
         // at, and what is said later ends the wait.
@@ -104,7 +117,6 @@ fn work_session(
             break;
         }
     }
-    let mut ended: Option<Ended> = None;
     let (mut n_failures, mut n_refused) = (0, 0);
     let mut last_failure = String::new();
     loop {
@@ -147,7 +159,7 @@ fn work_session(
         let task = match turn {
             Turn::Task(task) => task,
             Turn::Nothing => {
-                (ended, n_failures, n_refused, begun.task) = (None, 0, 0, None);
+                (*ended, n_failures, n_refused, begun.task) = (None, 0, 0, None);
                 last_failure.clear();
                 inbox.verify(claims);
                 if inbox.is_lost() {
@@ -161,7 +173,7 @@ fn work_session(
                 return Ok(Exit::Lost);
             }
         };
-        (n_failures, n_refused, begun.task) = (0, 0, None);
+        (*ended, n_failures, n_refused, begun.task) = (None, 0, 0, None);
         last_failure.clear();
         // A command without a warden could outlive its worker. It goes to
         // others, like every task while there is none: nobody knows for how
@@ -187,9 +199,7 @@ fn work_session(
         *begun = Begun { fence: Some(fence), task: Some((id, handler, attempt)) };
         if inbox.is_lost() {
             log::warn!("worker {name}: stopped task {id}, its claim is gone");
-            if let (Some(text), Some(size)) = (outcome.log, outcome.log_size) {
-                shared.reports.leave(Remains { id, fence, text, size: size.unsigned_abs() });
-            }
+            leave_log(shared, id, fence, outcome);
             return Ok(Exit::Lost);
         }
         shared.count.add(match outcome.completed {
@@ -197,6 +207,13 @@ fn work_session(
             false if inbox.is_canceled(id) => End::Canceled,
             false => End::Failed,
         });
-        ended = Some(Ended { id, outcome });
+        *ended = Some(Ended { id, outcome });
+    }
+}
+
+/// Others end this task, or have; its log can be stored all the same.
+fn leave_log(shared: &Shared, id: TaskId, fence: i64, outcome: Outcome) {
+    if let (Some(text), Some(size)) = (outcome.log, outcome.log_size) {
+        shared.reports.leave(Remains { id, fence, text, size: size.unsigned_abs() });
     }
 }

@@ -77,7 +77,8 @@ fn a_worker_whose_session_cannot_be_ended_holds_up_nobody_else() {
         assert_eq!(database.task(of_stuck).state, TaskState::Running);
         kill_process(session, Signal::CONT).unwrap();
         database.wait_for_state(of_stuck, TaskState::Failed);
-        assert_eq!(sweeper.stderr().matches("cannot be settled").count(), 1);
+        // On a busy machine the other one may have taken a second attempt.
+        assert_eq!(sweeper.stderr().matches("its session cannot be ended").count(), 1);
         sweeper.stop(Signal::TERM);
         assert_clean(&database, &workshop);
     }
