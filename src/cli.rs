@@ -245,11 +245,22 @@ impl Global {
         flags.into_iter().flat_map(|(flag, n)| (0..n).map(move |_| flag))
     }
 
-    /// The settings: file < environment < flags.
+    /// The settings: file < environment < flags; without handlers.
     pub(crate) fn load(&self) -> Result<Config, Error> {
+        self.apply(Config::load_settings(self.file().as_deref())?)
+    }
+
+    /// The same with the handlers.
+    pub(crate) fn load_all(&self) -> Result<Config, Error> {
+        self.apply(Config::load(self.file().as_deref())?)
+    }
+
+    fn file(&self) -> Option<PathBuf> {
         let named = std::env::var_os("MILLHAND_CONFIG").filter(|file| !file.is_empty());
-        let file = self.config.clone().or(named.map(PathBuf::from));
-        let mut config = Config::load(file.as_deref())?;
+        self.config.clone().or(named.map(PathBuf::from))
+    }
+
+    fn apply(&self, mut config: Config) -> Result<Config, Error> {
         if let Some(url) = &self.database_url {
             config.database_url = Some(url.clone());
         }

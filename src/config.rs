@@ -141,7 +141,13 @@ impl Config {
     /// Reads the config file (the one named, or the first default that exists)
     /// and lets the environment override it.
     pub fn load(named_file: Option<&Path>) -> Result<Config, Error> {
-        file::load(named_file)
+        file::load(named_file, true)
+    }
+
+    /// The same without the handlers, for a program that runs none: a slip in one is no
+    /// reason not to cancel a task.
+    pub fn load_settings(named_file: Option<&Path>) -> Result<Config, Error> {
+        file::load(named_file, false)
     }
 
     /// What must hold between values, after flags have been applied too.

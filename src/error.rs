@@ -84,6 +84,12 @@ impl Error {
                 db.message()
             ));
         }
+        if *code == SqlState::INSUFFICIENT_PRIVILEGE && db.message().contains(" for database ") {
+            return Error::Config(format!(
+                "{doing}: {}; its owner says GRANT CREATE ON DATABASE ... TO ...",
+                db.message()
+            ));
+        }
         if *code == SqlState::INSUFFICIENT_PRIVILEGE {
             return Error::Config(format!(
                 "{doing}: {}; what `millhand grants ROLE --for KIND` prints gives a role its rights",

@@ -13,13 +13,12 @@ use postgres::types::Type;
 use crate::error::Error;
 
 /// The migrations, in order; the number of the last is the schema's version.
-const MIGRATIONS: [(i32, &str, &str); 6] = [
+const MIGRATIONS: [(i32, &str, &str); 5] = [
     (1, "initial", include_str!("../sql/migrations/0001_initial.sql")),
     (2, "lock owner", include_str!("../sql/migrations/0002_lock_owner.sql")),
     (3, "unblocked", include_str!("../sql/migrations/0003_unblocked.sql")),
     (4, "faults", include_str!("../sql/migrations/0004_faults.sql")),
     (5, "reports", include_str!("../sql/migrations/0005_reports.sql")),
-    (6, "auxiliary", include_str!("../sql/migrations/0006_auxiliary.sql")),
 ];
 
 const FUNCTIONS: [&str; 21] = [
@@ -84,9 +83,13 @@ pub fn check(client: &mut Client) -> Result<(), Error> {
         return Err(newer(current));
     }
     if current == 0 {
-        return Err(Error::Schema(
-            "there are no millhand tables in this database yet; run `millhand migrate`".to_owned(),
-        ));
+        let row = client
+            .query_typed_one("SELECT current_database()", &[])
+            .map_err(|error| Error::postgres("could not read the database's name", error))?;
+        return Err(Error::Schema(format!(
+            "there are no millhand tables in the database `{}` yet; run `millhand migrate`",
+            row.get::<_, &str>(0)
+        )));
     }
     if current < known {
         return Err(Error::Schema(format!(
@@ -133,37 +136,35 @@ fn mend_sequences(client: &mut Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Applies what is missing, one transaction for each migration, and returns
-/// the versions applied. Many may do so at once: one at a time works, the
-/// others find nothing left to do. Waits for a minute at most where somebody
-/// keeps a table locked, and lets others pass meanwhile: running tasks depend on
-/// heartbeats.
+/// Applies what is missing, all in one transaction, and returns the versions applied: workers
+/// of the version before never see half of it. Many may do so at once: one at a time works,
+/// the others find nothing left to do. Waits for a minute at most where somebody keeps a
+/// table locked, and lets others pass meanwhile: running tasks depend on heartbeats.
 pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
     check_encoding(client)?;
-    let mut applied = Vec::new();
     let begin = Instant::now();
-    for index in 0..MIGRATIONS.len() {
-        let done = loop {
-            match apply(client, index) {
-                Err(error)
-                    if error.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
-                        && begin.elapsed() < LOCK_DEADLINE =>
-                {
-                    std::thread::sleep(LOCK_PAUSE);
+    let applied = loop {
+        match apply_all(client) {
+            Err(error) if error.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                if begin.elapsed() >= LOCK_DEADLINE {
+                    return Err(error);
                 }
-                other => break other?,
+                std::thread::sleep(LOCK_PAUSE);
             }
-        };
-        applied.extend(done);
-    }
+            other => break other?,
+        }
+    };
     mend_sequences(client)?;
     Ok(applied)
 }
 
-/// Applies one migration, if it is missing, and returns its version then.
-fn apply(client: &mut Client, index: usize) -> Result<Option<i32>, Error> {
-    let (version, name, sql) = MIGRATIONS[index];
-    let fail = |error| Error::postgres("could not migrate", error);
+fn apply_all(client: &mut Client) -> Result<Vec<i32>, Error> {
+    let fail = |error| {
+        Error::postgres(
+            "could not migrate; nothing was changed (who keeps a table locked is in pg_locks)",
+            error,
+        )
+    };
     let mut transaction = client.transaction().map_err(fail)?;
     transaction
         .query_typed("SELECT pg_advisory_xact_lock($1)", &[(&MIGRATION_LOCK, Type::INT8)])
@@ -178,23 +179,25 @@ fn apply(client: &mut Client, index: usize) -> Result<Option<i32>, Error> {
     if current > known_version() {
         return Err(newer(current));
     }
-    if current >= version {
-        return Ok(None);
+    let missing = MIGRATIONS.into_iter().filter(|(version, ..)| *version > current);
+    let mut applied = Vec::new();
+    for (version, name, sql) in missing {
+        transaction.batch_execute(sql).map_err(fail)?;
+        transaction
+            .execute_typed(
+                "INSERT INTO millhand.migration (version, name) VALUES ($1, $2)",
+                &[(&version, Type::INT4), (&name, Type::TEXT)],
+            )
+            .map_err(fail)?;
+        applied.push(version);
     }
-    transaction.batch_execute(sql).map_err(fail)?;
-    if index == MIGRATIONS.len() - 1 {
+    if !applied.is_empty() {
         for function in FUNCTIONS {
             transaction.batch_execute(function).map_err(fail)?;
         }
     }
-    transaction
-        .execute_typed(
-            "INSERT INTO millhand.migration (version, name) VALUES ($1, $2)",
-            &[(&version, Type::INT4), (&name, Type::TEXT)],
-        )
-        .map_err(fail)?;
     transaction.commit().map_err(fail)?;
-    Ok(Some(version))
+    Ok(applied)
 }
 
 fn newer(current: i32) -> Error {

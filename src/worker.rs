@@ -284,6 +284,14 @@ impl Worker {
             db::place(&url),
             handlers.join(" ")
         );
+        match &self.config.file {
+            _ if !self.commands => {}
+            Some(file) => log::info!("the config file is {}", file.display()),
+            None => log::warn!(
+                "there is no config file (./millhand.toml, /etc/millhand/millhand.toml, --config), \
+                 and so no handler but those for trying things out, which begin with `millhand.`"
+            ),
+        }
         let shared = Arc::new(Shared {
             url,
             cgroups: if has_commands { Cgroups::make(&identity.process) } else { None },

@@ -462,11 +462,11 @@ fn a_wrong_password_is_refused_and_never_printed() {
 fn a_database_with_another_schema_is_refused() {
     let database = Database::empty();
     let said = run(&mut on(&database, &["status"]));
-    assert_refused(
-        &said,
-        2,
-        "there are no millhand tables in this database yet; run `millhand migrate`",
+    let message = format!(
+        "there are no millhand tables in the database `{}` yet; run `millhand migrate`",
+        database.name()
     );
+    assert_refused(&said, 2, &message);
 
     let database = Database::new();
     database

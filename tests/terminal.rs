@@ -102,7 +102,7 @@ fn a_check_says_in_one_line_what_is_not_well() {
     let said = check(&[]);
     assert_eq!(
         (said.code, said.stdout.as_str()),
-        (Some(1), "no worker is online; 0 workers online, 0 tasks waiting, 0 running\n")
+        (Some(1), "no worker is online; online workers: 0, waiting tasks: 0, running: 0\n")
     );
     database.dispatch(&NewTask::new("t"));
     database
@@ -115,7 +115,7 @@ fn a_check_says_in_one_line_what_is_not_well() {
     let said = check(&["--max-wait", "1h"]);
     assert_eq!(
         (said.code, said.stdout.as_str()),
-        (Some(0), "ok: 1 workers online, 1 tasks waiting, 0 running\n")
+        (Some(0), "ok: online workers: 1, waiting tasks: 1, running: 0\n")
     );
     let said = check(&["--max-wait", "1ms"]);
     assert!(said.code == Some(1) && said.stdout.starts_with("a task waits for "), "{said:?}");

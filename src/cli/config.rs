@@ -22,7 +22,7 @@ pub(crate) enum ConfigCommand {
 }
 
 pub(crate) fn run(global: &Global, command: &ConfigCommand) -> Result<ExitCode, Failure> {
-    let config = global.load()?;
+    let config = global.load_all()?;
     match command {
         ConfigCommand::Check => check(global, &config),
         ConfigCommand::Show => show(global, &config),
@@ -32,6 +32,9 @@ pub(crate) fn run(global: &Global, command: &ConfigCommand) -> Result<ExitCode, 
 fn check(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
     if let Some(url) = &config.database_url {
         db::Connector::new(url, "millhand config")?;
+    }
+    if config.redis_url.is_some() {
+        worker::redis_place(config)?;
     }
     let problems = worker::problems(config)?;
     let mut out = std::io::stdout().lock();

@@ -75,7 +75,7 @@ fn dispatch_one(global: &Global, task: &NewTask, args: &DispatchArgs) -> Result<
     if !args.wait {
         return Ok(ExitCode::SUCCESS);
     }
-    let states = wait_for_tasks(&mut connection, &[id], args.timeout)?;
+    let states = wait_for_tasks(global, &mut connection, &[id], args.timeout)?;
     let task = client::get_task(&mut connection, id)?;
     let mut out = io::stdout().lock();
     if global.json {
@@ -134,7 +134,7 @@ fn dispatch_stdin(global: &Global, args: &DispatchArgs) -> Result<ExitCode, Fail
     if !args.wait {
         return Ok(ExitCode::SUCCESS);
     }
-    let states = wait_for_tasks(&mut connection, &ids, args.timeout)?;
+    let states = wait_for_tasks(global, &mut connection, &ids, args.timeout)?;
     for (id, state) in ids.iter().zip(&states) {
         if state.is_final() && *state != TaskState::Completed {
             complain(&format!("task {id} {state}"));

@@ -12,6 +12,7 @@ use postgres::Client;
 use serde_json::json;
 
 use crate::cli::output::{complain, json_line, printable_lines};
+use crate::cli::wait::ask;
 use crate::cli::{Failure, Global};
 
 /// How often the table is asked for more; workers write to it as often at most.
@@ -21,11 +22,12 @@ const INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct LogsArgs {
     /// Print the log of the task of this number
     ///
-    /// While the task runs, that is what its command has written up to a second
-    /// or so ago. The last 64 KiB are kept.
+    /// While the task runs, that is what its command has written up to half a
+    /// second ago, or up to three where it writes much. The last 64 KiB are
+    /// kept.
     #[arg(value_name = "ID")]
     id: TaskId,
-    /// Go on printing until the task has ended
+    /// Go on printing until the task has ended, however it ends
     #[arg(short, long)]
     follow: bool,
 }
@@ -37,7 +39,7 @@ pub(crate) fn run(global: &Global, args: &LogsArgs) -> Result<ExitCode, Failure>
     while args.follow && !log.state.is_final() {
         thread::sleep(INTERVAL);
         let printed = log.size;
-        log = client::task_log(&mut connection, args.id)?;
+        log = ask(global, &mut connection, None, |client| client::task_log(client, args.id))?;
         let (new, n_lost) = news(&log, printed);
         if n_lost > 0 {
             complain(&format!("{n_lost} bytes came too fast to be kept"));
@@ -56,9 +58,13 @@ fn news(log: &TaskLog, printed: u64) -> (&str, u64) {
     let n_new = if log.size < printed { log.size } else { log.size - printed };
     let kept = log.text.len() as u64;
     let start = usize::try_from(kept.saturating_sub(n_new)).unwrap_or(0);
-    // Where the beginning is lost, it may begin within a character.
-    let start = (start..=log.text.len()).find(|at| log.text.is_char_boundary(*at));
-    (&log.text[start.unwrap_or(0)..], n_new.saturating_sub(kept))
+    let n_lost = n_new.saturating_sub(kept);
+    // Where the beginning is lost, the next whole line begins what is there.
+    let start = match log.text.find('\n') {
+        Some(end) if n_lost > 0 => end + 1,
+        _ => (start..=log.text.len()).find(|at| log.text.is_char_boundary(*at)).unwrap_or(0),
+    };
+    (&log.text[start..], n_lost)
 }
 
 fn print(global: &Global, args: &LogsArgs, text: &str) -> io::Result<()> {
@@ -98,6 +104,7 @@ mod tests {
             ("abc", 3, 3, ("", 0)),
             ("yz", 26, 24, ("yz", 0)),
             ("yz", 26, 10, ("yz", 14)),
+            ("y\nz\n", 26, 10, ("z\n", 12)),
             ("ab", 2, 9, ("ab", 0)),
             ("", 0, 0, ("", 0)),
         ] {

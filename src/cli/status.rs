@@ -32,7 +32,12 @@ pub(crate) fn run(global: &Global, args: &StatusArgs) -> Result<ExitCode, Failur
     let complaints = if args.check { complaints(&status, args) } else { Vec::new() };
     let mut out = std::io::stdout().lock();
     if global.json {
-        json_line(&mut out, &status)?;
+        let mut object = serde_json::to_value(&status).map_err(std::io::Error::from)?;
+        if args.check {
+            object["ok"] = complaints.is_empty().into();
+            object["problems"] = complaints.clone().into();
+        }
+        json_line(&mut out, &object)?;
     } else if !args.check {
         print(&mut out, &status)?;
     } else if complaints.is_empty() {
@@ -64,7 +69,7 @@ fn print(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
 fn summary(status: &Status) -> String {
     let count = |state: TaskState| status.tasks[state.as_str()];
     format!(
-        "{} workers online, {} tasks waiting, {} running",
+        "online workers: {}, waiting tasks: {}, running: {}",
         status.workers_online,
         count(TaskState::Waiting),
         count(TaskState::Running),

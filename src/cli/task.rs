@@ -107,7 +107,7 @@ impl Changed {
 
 /// A moment: so long ago, or a date, or a time of this machine or of a zone.
 fn moment(text: &str) -> Result<Timestamp, String> {
-    if let Ok(ago) = humantime::parse_duration(text) {
+    if let Ok(ago) = parse_duration(text) {
         let ago = jiff::SignedDuration::try_from(ago).map_err(|error| error.to_string())?;
         return Timestamp::now().checked_sub(ago).map_err(|error| error.to_string());
     }
@@ -248,7 +248,7 @@ fn cancel_one(connection: &mut Client, id: TaskId) -> Result<TaskState, Error> {
 fn wait(global: &Global, args: &WaitArgs) -> Result<ExitCode, Failure> {
     let mut connection = global.connect("millhand task wait")?;
     refuse_deadlock(&mut connection, &args.ids)?;
-    let states = wait_for_tasks(&mut connection, &args.ids, args.timeout)?;
+    let states = wait_for_tasks(global, &mut connection, &args.ids, args.timeout)?;
     for (&id, &state) in args.ids.iter().zip(&states) {
         Changed { id, state }.print(global.json)?;
     }

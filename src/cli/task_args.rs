@@ -36,7 +36,12 @@ impl TaskArgs {
         let fields: Option<Vec<_>> = self.args.iter().map(|text| split_field(text)).collect();
         match (fields, self.args.as_slice()) {
             (Some(fields), _) => object(fields),
-            (None, [text]) => from_json("--args", text),
+            (None, [text]) => from_json("--args", text).map_err(|error| {
+                match text.is_empty() || text.starts_with(['{', '[', '"']) {
+                    true => error,
+                    false => Error::Config(format!("{error}; expected JSON, or KEY=VALUE")),
+                }
+            }),
             (None, _) => Err(Error::Config(
                 "--args is given more than once; give one JSON value, or KEY=VALUE several times"
                     .to_owned(),
@@ -148,6 +153,11 @@ mod tests {
             (
                 &["{\"a=1"],
                 "--args is not valid JSON: EOF while parsing a string at line 1 column 5",
+            ),
+            (
+                &["x"],
+                "--args is not valid JSON: expected value at line 1 column 1; expected JSON, or \
+                 KEY=VALUE",
             ),
             (&["a:=x"], "--args a is not valid JSON: expected value at line 1 column 1"),
             (&["a=1", "a=2"], "--args a is given more than once"),

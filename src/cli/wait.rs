@@ -5,11 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millhand::{Error, TaskId, TaskState, Waiter, client};
+use millhand::{Error, TaskId, TaskState, Waiter, client, error};
 use postgres::{Client, GenericClient};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 
+use crate::cli::Global;
 use crate::cli::output::{complain, short};
 
 /// The first pause between two looks; each is twice as long as the one before.
@@ -55,6 +56,7 @@ pub(crate) fn refuse_deadlock(
 /// returns the states then, in the order of `ids`. On a terminal a line on
 /// stderr shows how they fare; Ctrl-C ends the program, not the tasks.
 pub(crate) fn wait_for_tasks(
+    global: &Global,
     client: &mut Client,
     ids: &[TaskId],
     timeout: Option<Duration>,
@@ -64,7 +66,7 @@ pub(crate) fn wait_for_tasks(
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut pause = FIRST_PAUSE;
     loop {
-        let found = client::task_states(client, ids)?;
+        let found = ask(global, client, deadline, |client| client::task_states(client, ids))?;
         let mut states = Vec::with_capacity(ids.len());
         let mut doing = String::new();
         for id in ids {
@@ -91,6 +93,35 @@ pub(crate) fn wait_for_tasks(
         let left = deadline.map_or(pause, |deadline| deadline - Instant::now());
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Asks until the server answers, on new connections, or until the deadline has passed:
+/// whoever waits for a task should not dispatch it again because a server was restarted.
+pub(crate) fn ask<T>(
+    global: &Global,
+    client: &mut Client,
+    deadline: Option<Instant>,
+    mut ask: impl FnMut(&mut Client) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut told = false;
+    loop {
+        let error = match ask(client) {
+            Err(error) if error.is_unavailable() => error,
+            other => return other,
+        };
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut told, true) {
+            complain(&format!("{}; asking again until it answers", error::chain(&error)));
+        }
+        thread::sleep(LAST_PAUSE);
+        match global.connect("millhand wait") {
+            Ok(connected) => *client = connected,
+            Err(error) if error.is_unavailable() => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

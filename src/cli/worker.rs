@@ -43,12 +43,11 @@ pub(crate) struct WorkerArgs {
     /// Knows {pid}, {hostname}, {fqdn} and {thread}, the number of the thread.
     #[arg(long, value_name = "TEMPLATE")]
     name_template: Option<String>,
-    /// Take a worker for missing that was silent for TIME (default: 30s,
+    /// Count a worker as missing after TIME without a heartbeat (default: 30s,
     /// MILLHAND_TTL)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     ttl: Option<Duration>,
-    /// Look each TIME for what no message told of (default: 1s,
-    /// MILLHAND_POLL_INTERVAL)
+    /// Look for missed work every TIME (default: 1s, MILLHAND_POLL_INTERVAL)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     poll_interval: Option<Duration>,
     /// Share N connections to Postgres, with type redis (default: 8,
@@ -103,15 +102,8 @@ impl WorkerArgs {
 /// Runs tasks until a signal says to stop, or, with `--burst`, until nothing
 /// is left.
 pub(crate) fn run(global: &Global, args: &WorkerArgs) -> Result<ExitCode, Failure> {
-    let mut config = global.load()?;
+    let mut config = global.load_all()?;
     args.apply(&mut config);
-    match &config.file {
-        Some(file) => log::info!("the config file is {}", file.display()),
-        None => log::warn!(
-            "there is no config file (./millhand.toml, /etc/millhand/millhand.toml, --config), \
-             and so no handler but those for trying things out, which begin with `millhand.`"
-        ),
-    }
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     let program = std::env::current_exe().map_err(|error| Error::Unavailable {
         doing: "could not find the program's own file".to_owned(),
@@ -130,7 +122,7 @@ pub(crate) fn run(global: &Global, args: &WorkerArgs) -> Result<ExitCode, Failur
         .warden(warden);
     let flags = args.clone();
     let read_anew = move || {
-        let mut config = global.load()?;
+        let mut config = global.load_all()?;
         flags.apply(&mut config);
         config.check()?;
         Ok(config)

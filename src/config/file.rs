@@ -25,7 +25,7 @@ const OTHER_VARIABLES: [&str; 8] = [
     "MILLHAND_DIRECTORY",
 ];
 
-pub(super) fn load(named_file: Option<&Path>) -> Result<Config, Error> {
+pub(super) fn load(named_file: Option<&Path>, with_handlers: bool) -> Result<Config, Error> {
     let file = match named_file {
         Some(path) => Some(path.to_owned()),
         None => DEFAULT_FILES.map(PathBuf::from).into_iter().find(|path| path.exists()),
@@ -42,6 +42,10 @@ pub(super) fn load(named_file: Option<&Path>) -> Result<Config, Error> {
     let mut places: BTreeMap<&str, &str> = BTreeMap::new();
     for (key, variable, _) in SETTINGS {
         let Ok(value) = std::env::var(variable) else { continue };
+        // As where a unit or a script sets one to nothing. (Of the database that is a slip.)
+        if value.is_empty() && key != "database_url" {
+            continue;
+        }
         let value = match key {
             "threads" | "pool_size" => value.parse().map_or(Value::String(value), Value::Integer),
             _ => Value::String(value),
@@ -61,7 +65,7 @@ pub(super) fn load(named_file: Option<&Path>) -> Result<Config, Error> {
     })?;
     // The folder of a bare file name is empty: make the name absolute first.
     config.file = file.and_then(|file| std::path::absolute(file).ok());
-    match handlers {
+    match handlers.filter(|_| with_handlers) {
         None => {}
         Some(Value::Table(handlers)) => read_handlers(&mut config, &handlers, &shown)?,
         Some(_) => {

@@ -23,6 +23,12 @@ pub(crate) fn pieces(text: &str) -> Result<Vec<Piece<'_>>, String> {
         if rest.starts_with('}') {
             return Err("`}` closes nothing; write `}}` for a brace".to_owned());
         }
+        // To a shell it is a variable, and everybody means that.
+        if matches!(pieces.last(), Some(Piece::Text(before)) if before.ends_with('$')) {
+            return Err("`${` would name a field; write `$NAME` for a variable of the shell, or \
+                        `${{NAME}}`, and `{{` for a brace"
+                .to_owned());
+        }
         let Some(end) = rest.find('}') else {
             return Err("`{` is not closed; write `{{` for a brace".to_owned());
         };
@@ -64,7 +70,7 @@ mod tests {
             ("{}", "`{}` names no field"),
             ("{b.c}", "`{b.c}` names no field"),
             ("{print $1}", "`{print $1}` names no field"),
-            ("${HOME-x}", "`{HOME-x}` names no field"),
+            ("${HOME}", "`${` would name a field"),
         ] {
             let reason = pieces(text).unwrap_err();
             assert!(

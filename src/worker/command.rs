@@ -135,7 +135,8 @@ impl Running {
         orphans::end(self.mark, self.group);
         self.read(context);
         let status = shared.warden.take_leave(&mut self.child);
-        self.outcome(status, killed)
+        // (With its lease, the warden killed it.)
+        self.outcome(status, killed || context.inbox.is_lost())
     }
 
     /// Sleeps until something happens; true when the child has ended.

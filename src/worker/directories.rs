@@ -1,13 +1,13 @@
 //! The working directories of tasks: fresh ones, and what dead workers left of theirs.
 //!
-//! Beside them a worker process has one directory that it keeps locked. The lock goes with
+//! Beside them a worker process has one directory that it keeps locked, and copies of logs in. The lock goes with
 //! the process, however that ends: whoever gets it knows that its worker is dead, of
 //! whatever database that was, and without asking any.
 
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,8 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use tempfile::TempDir;
 
-use super::{mark, warden};
+use super::{mark, tail, warden};
+use crate::task::TaskId;
 
 /// Far more than a ttl: nobody comes for a log any more.
 const A_DAY: Duration = Duration::from_secs(86_400);
@@ -39,9 +40,12 @@ impl Directories {
     /// A fresh directory for a task, removed when dropped. The error says what to do.
     pub(crate) fn fresh(&self) -> Result<TempDir, String> {
         let prefix = warden::directory_prefix(&self.process);
-        let made = self
-            .keep_locked()
-            .and_then(|()| tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder));
+        // What a command puts there is nobody else's business.
+        let permissions = std::fs::Permissions::from_mode(0o700);
+        let made = self.keep_locked().and_then(|()| {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(&prefix).permissions(permissions).tempdir_in(&self.folder)
+        });
         made.map_err(|error| {
             format!(
                 "could not make a working directory in {}: {error}; \
@@ -49,6 +53,12 @@ impl Directories {
                 self.folder.display()
             )
         })
+    }
+
+    /// Where a copy of a start's log is to be; none if there is no place for it.
+    pub(super) fn log(&self, id: TaskId, fence: i64) -> Option<PathBuf> {
+        self.keep_locked().ok()?;
+        Some(lock_path(&self.folder, &self.process).join(tail::file_name(id, fence)))
     }
 
     /// Removes the locked one: no task runs any more.
@@ -77,14 +87,13 @@ impl Directories {
             if mark::is_anybody_left(process) {
                 continue;
             }
-            let remains = warden::remains_of(process, &self.folder);
             // Whoever sweeps its tasks stores its logs, and removes all of this then.
-            if remains.iter().any(|path| is_new_log(path)) {
+            if has_new_logs(&lock_path(&self.folder, process)) {
                 continue;
             }
             log::info!("removing what a dead worker left in {}", self.folder.display());
-            for path in remains {
-                warden::remove(&path);
+            for directory in warden::remains_of(process, &self.folder) {
+                warden::remove(&directory);
             }
         }
     }
@@ -105,13 +114,15 @@ impl Directories {
     }
 }
 
-/// Whether this is a log that a sweeper may still come for.
-fn is_new_log(path: &Path) -> bool {
-    let age = || path.metadata().ok()?.modified().ok()?.elapsed().ok();
-    path.extension().is_some_and(|it| it == "log") && age().is_none_or(|age| age < A_DAY)
+/// Whether there is a log that a sweeper may still come for.
+fn has_new_logs(directory: &Path) -> bool {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let age = |entry: std::fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+    entries.filter_map(age).any(|age| age < A_DAY)
 }
 
-fn lock_path(folder: &Path, process: &str) -> PathBuf {
+/// The directory that a worker process keeps locked.
+pub(super) fn lock_path(folder: &Path, process: &str) -> PathBuf {
     folder.join(format!("{}lock", warden::directory_prefix(process)))
 }
 
@@ -119,6 +130,9 @@ fn lock_path(folder: &Path, process: &str) -> PathBuf {
 fn lock(path: &Path) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let directory = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    if rustix::fs::fstat(&directory).ok()?.st_uid != rustix::process::geteuid().as_raw() {
+        return None;
+    }
     rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).ok()?;
     Some(directory)
 }
@@ -157,7 +171,7 @@ mod tests {
         let third = of("00000000-d");
         assert_eq!(third.dead(), Vec::<String>::new(), "all have their locks");
         drop(dead);
-        let log = folder.path().join("millhand-task-00000000-b-1-1.log");
+        let log = folder.path().join("millhand-task-00000000-b-lock/1-1.log");
         let file = std::fs::File::create(&log).expect("there is room");
         third.remove_remains(&third.dead());
         assert!(log.exists(), "nobody has stored it");

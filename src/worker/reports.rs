@@ -203,11 +203,12 @@ pub(super) fn lock(log: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
 
 /// Stores what is due, until the workers have left.
 pub(super) fn report(shared: &Arc<Shared>) {
+    let reports = &shared.reports;
     let mut client: Option<Client> = None;
     let mut told = String::new();
     loop {
         let deadline = client.as_ref().map(|_| Instant::now() + IDLE);
-        let work = shared.reports.wait(deadline);
+        let work = reports.wait(deadline);
         if work.reports.is_empty() && work.remains.is_empty() {
             client = None;
             if work.has_ended {
@@ -215,40 +216,40 @@ pub(super) fn report(shared: &Arc<Shared>) {
             }
             continue;
         }
-        let stored = connected(&mut client, &shared.url).and_then(|client| {
-            for remains in &work.remains {
-                store_remains(client, remains)?;
-            }
-            store(client, &work.reports)
-        });
-        match stored {
-            Ok(stored) => {
-                shared.reports.settle(&work.reports, &stored, Duration::ZERO);
+        // What runs comes first: it must not wait for what is left over.
+        let stored = connected(&mut client, &shared.url)
+            .and_then(|client| store(client, &work.reports, reports))
+            .and_then(|stored| {
+                reports.settle(&work.reports, &stored, Duration::ZERO);
+                let client = connected(&mut client, &shared.url)?;
+                Ok(store_all_remains(client, work.remains.clone()))
+            });
+        let left = match stored {
+            Ok(left) => {
                 told.clear();
-            }
-            Err(error) if client.is_some() && !error.is_unavailable() => {
-                let stored =
-                    store_one_by_one(&mut client, &shared.reports, &work.reports, &mut told);
-                shared.reports.settle(&work.reports, &stored, PAUSE);
+                left
             }
             Err(error) => {
                 let reason = error::chain(&error);
                 if reason != told {
-                    log::warn!(
-                        "{reason}; it is stored later, at the latest with the end of the task"
-                    );
+                    log::warn!("{reason}; trying again");
                     told = reason;
                 }
                 client = None;
-                shared.reports.settle(&work.reports, &[], PAUSE);
-                if !work.has_ended {
-                    work.remains.into_iter().for_each(|remains| shared.reports.leave(remains));
-                    shared.pause(PAUSE);
-                }
+                reports.settle(&work.reports, &[], PAUSE);
+                work.remains
             }
-        }
+        };
         if work.has_ended {
+            if !left.is_empty() {
+                let ids: Vec<String> = left.iter().map(|log| log.id.to_string()).collect();
+                log::warn!("the logs of these tasks could not be stored: {}", ids.join(" "));
+            }
             return;
+        }
+        if !left.is_empty() || !told.is_empty() {
+            left.into_iter().for_each(|remains| reports.leave(remains));
+            shared.pause(PAUSE);
         }
     }
 }
@@ -267,18 +268,39 @@ fn connected<'a>(client: &'a mut Option<Client>, url: &str) -> Result<&'a mut Cl
     }
 }
 
-/// Stores these, and returns whose were stored.
-fn store(client: &mut Client, reports: &[Sent]) -> Result<Vec<TaskId>, Error> {
-    let logs = || reports.iter().map(|sent| sent.log.as_ref());
+/// Stores these, and returns whose were stored. Where one is refused, which must not keep the
+/// others from being stored, its progress is dropped.
+fn store(client: &mut Client, sent: &[Sent], reports: &Reports) -> Result<Vec<TaskId>, Error> {
+    let error = match store_at_once(client, sent) {
+        Err(error) if !error.is_unavailable() && !client.is_closed() => error,
+        other => return other,
+    };
+    if let [sent] = sent {
+        log::warn!("task {}: {}", sent.id, error::chain(&error));
+        reports.drop_progress(sent);
+        return Ok(Vec::new());
+    }
+    let mut stored = Vec::new();
+    for sent in sent {
+        stored.extend(store(client, std::slice::from_ref(sent), reports)?);
+    }
+    Ok(stored)
+}
+
+fn store_at_once(client: &mut Client, sent: &[Sent]) -> Result<Vec<TaskId>, Error> {
+    if sent.is_empty() {
+        return Ok(Vec::new());
+    }
+    let logs = || sent.iter().map(|sent| sent.log.as_ref());
     let texts = logs().map(|log| log.map(|(text, _)| text.as_str()));
     let sizes = logs().map(|log| log.map(|(_, size)| size.cast_signed()));
     let rows = client
         .query(
             include_str!("../../sql/queries/report.sql"),
             &[
-                &reports.iter().map(|sent| sent.id.0).collect::<Vec<_>>(),
-                &reports.iter().map(|sent| sent.fence).collect::<Vec<_>>(),
-                &reports.iter().map(|sent| sent.progress.as_deref().map(Json)).collect::<Vec<_>>(),
+                &sent.iter().map(|sent| sent.id.0).collect::<Vec<_>>(),
+                &sent.iter().map(|sent| sent.fence).collect::<Vec<_>>(),
+                &sent.iter().map(|sent| sent.progress.as_deref().map(Json)).collect::<Vec<_>>(),
                 &texts.collect::<Vec<_>>(),
                 &sizes.collect::<Vec<_>>(),
             ],
@@ -287,41 +309,32 @@ fn store(client: &mut Client, reports: &[Sent]) -> Result<Vec<TaskId>, Error> {
     Ok(rows.iter().map(|row| TaskId(row.get(0))).collect())
 }
 
-/// One of them is refused, which must not keep the others from being stored.
-fn store_one_by_one(
-    client: &mut Option<Client>,
-    reports: &Reports,
-    sent: &[Sent],
-    told: &mut String,
-) -> Vec<TaskId> {
-    let mut stored = Vec::new();
-    for sent in sent {
-        let Some(client) = client else { break };
-        match store(client, std::slice::from_ref(sent)) {
-            Ok(ids) => stored.extend(ids),
-            Err(error) => {
-                let reason = error::chain(&error);
-                if reason != *told {
-                    log::warn!("task {}: {reason}", sent.id);
-                    *told = reason;
-                }
-                reports.drop_progress(sent);
-            }
+/// Stores logs of starts that their worker has lost, and returns those that could not be.
+fn store_all_remains(client: &mut Client, remains: Vec<Remains>) -> Vec<Remains> {
+    let mut left = Vec::new();
+    for remains in remains {
+        match store_remains(client, &remains) {
+            Ok(true) => {}
+            Ok(false) => left.push(remains),
+            Err(error) if error.is_unavailable() => left.push(remains),
+            // Trying again would not help.
+            Err(error) => log::warn!("{}", error::chain(&error)),
         }
     }
-    stored
+    left
 }
 
-/// Stores the log of a start that its worker has lost.
-pub(super) fn store_remains(client: &mut Client, remains: &Remains) -> Result<(), Error> {
+/// Stores the log of a start that its worker has lost; false while somebody keeps its row
+/// locked.
+pub(super) fn store_remains(client: &mut Client, remains: &Remains) -> Result<bool, Error> {
     let Remains { id, fence, text, size } = remains;
-    client
-        .execute(
+    let row = client
+        .query_one(
             include_str!("../../sql/queries/store_remains.sql"),
             &[&id.0, fence, text, &size.cast_signed()],
         )
         .map_err(|error| {
             Error::postgres(&format!("could not store the log of task {id}"), error)
         })?;
-    Ok(())
+    Ok(!row.get::<_, bool>("is_locked"))
 }

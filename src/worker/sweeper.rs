@@ -126,8 +126,13 @@ impl<'a> Sweeper<'a> {
                         let is_dead = warden::end_remains(new.key(), seen, deadline);
                         if is_dead {
                             for log in tail::logs_of(new.key(), folder, unread) {
-                                if let Err(error) = store_remains(client, &log) {
-                                    log::warn!("{}", error::chain(&error));
+                                match store_remains(client, &log) {
+                                    Ok(true) => {}
+                                    Ok(false) => log::warn!(
+                                        "the log of task {} could not be stored: its row is locked",
+                                        log.id
+                                    ),
+                                    Err(error) => log::warn!("{}", error::chain(&error)),
                                 }
                             }
                         }

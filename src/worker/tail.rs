@@ -1,20 +1,21 @@
 //! The end of what a command writes to stderr, as text; while the command runs, with a copy
 //! in a file that outlives its worker.
 //!
-//! The file is named after the task and its fencing token, stands beside the task's working
-//! directory and is gone with it. After `kill -9` of the worker its warden reads it, or
+//! The file is named after the task and its fencing token, stands in a directory of the
+//! worker's that nobody else may enter, and is gone when the end is stored. After `kill -9` of the worker its warden reads it, or
 //! whoever sweeps on that host. It holds the size so far, and then a ring of the newest
 //! bytes. Where it cannot be written, there is no copy.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use rustix::process::Pid;
 
-use super::warden::{directory_prefix, remains_of};
+use super::directories::lock_path;
 use crate::task::TaskId;
 
 /// How much of the end is kept.
@@ -33,14 +34,13 @@ pub(crate) struct Tail {
     /// The beginning of a character.
     rest: Vec<u8>,
     size: u64,
-    path: PathBuf,
+    path: Option<PathBuf>,
     /// Made when there is something to write.
     copy: Option<File>,
 }
 
 impl Tail {
-    pub(super) fn new(folder: &Path, process: &str, id: TaskId, fence: i64) -> Tail {
-        let path = folder.join(format!("{}{id}-{fence}.log", directory_prefix(process)));
+    pub(super) fn new(path: Option<PathBuf>) -> Tail {
         Tail { text: Vec::new(), rest: Vec::new(), size: 0, path, copy: None }
     }
 
@@ -101,7 +101,8 @@ impl Tail {
     fn write_copy(&mut self, chunk: &[u8]) {
         if self.copy.is_none() && self.size == 0 {
             let mut options = File::options();
-            self.copy = options.write(true).create_new(true).mode(0o600).open(&self.path).ok();
+            options.write(true).create_new(true).mode(0o600);
+            self.copy = self.path.as_ref().and_then(|path| options.open(path).ok());
         }
         let Some(copy) = &self.copy else { return };
         let at = (self.size % RING as u64) as usize;
@@ -116,8 +117,8 @@ impl Tail {
     }
 
     fn remove_copy(&mut self) {
-        if self.copy.take().is_some() {
-            let _ = std::fs::remove_file(&self.path);
+        if let (Some(_), Some(path)) = (self.copy.take(), &self.path) {
+            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -129,7 +130,7 @@ impl Drop for Tail {
 }
 
 /// The log of a start that its worker could not store.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Remains {
     pub(super) id: TaskId,
     pub(super) fence: i64,
@@ -147,19 +148,19 @@ impl Remains {
         self.text.drain(..start.unwrap_or(0));
     }
 
-    /// Reads the copy that a worker of this process has left, if that is what this is.
-    pub(super) fn read(path: &Path, process: &str) -> Option<Remains> {
-        let name = path.file_name()?.to_str()?;
-        let name = name.strip_prefix(&directory_prefix(process))?.strip_suffix(".log")?;
+    /// Reads the copy that a worker has left, if that is what this is.
+    fn read(path: &Path) -> Option<Remains> {
+        let name = path.file_name()?.to_str()?.strip_suffix(".log")?;
         let (id, fence) = name.split_once('-')?;
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let mut file = File::options().read(true).custom_flags(flags).open(path).ok()?;
-        // The folder may be one where everybody may put files.
-        if file.metadata().ok()?.uid() != rustix::process::geteuid().as_raw() {
+        // Whatever stands there instead of a file of ours: nobody waits for it, and no more
+        // is read than one holds.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+        if !is_ours(&file.metadata().ok()?) {
             return None;
         }
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).ok()?;
+        file.take(HEADER + RING as u64).read_to_end(&mut bytes).ok()?;
         let (header, ring) = bytes.split_at_checked(HEADER as usize)?;
         let size = u64::from_le_bytes(header.try_into().ok()?);
         let n = size.min(MAX_LOG as u64);
@@ -187,10 +188,10 @@ fn unread_of(folder: &Path) -> Option<((TaskId, i64), Vec<u8>)> {
         std::str::from_utf8(value?).ok()?.parse::<i64>().ok()
     };
     let key = (TaskId(value("MILLHAND_TASK_ID")?), value("MILLHAND_FENCE")?);
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
     let path = folder.join("fd/2");
     // It may have closed that or put something else there, which must not be read.
-    if !std::fs::metadata(&path).ok()?.file_type().is_fifo() {
+    if !std::fs::read_link(&path).ok()?.as_os_str().as_encoded_bytes().starts_with(b"pipe:") {
         return None;
     }
     let mut pipe = File::options().read(true).custom_flags(flags).open(path).ok()?;
@@ -208,8 +209,8 @@ fn unread_of(folder: &Path) -> Option<((TaskId, i64), Vec<u8>)> {
 /// The logs that a worker process which has died could not store: what its copies in this
 /// folder hold, and what it had not read yet.
 pub(crate) fn logs_of(process: &str, folder: &Path, mut unread: Unread) -> Vec<Remains> {
-    let copies = remains_of(process, folder).into_iter();
-    let mut logs: Vec<Remains> = copies.filter_map(|path| Remains::read(&path, process)).collect();
+    let copies = copies_of(process, folder).unwrap_or_default();
+    let mut logs: Vec<Remains> = copies.iter().filter_map(|path| Remains::read(path)).collect();
     for log in &mut logs {
         if let Some(bytes) = unread.remove(&(log.id, log.fence)) {
             log.append(&bytes);
@@ -222,6 +223,30 @@ pub(crate) fn logs_of(process: &str, folder: &Path, mut unread: Unread) -> Vec<R
     }
     logs.retain(|log| log.size > 0);
     logs
+}
+
+fn copies_of(process: &str, folder: &Path) -> Option<Vec<PathBuf>> {
+    let directory = lock_path(folder, process);
+    // The folder may be one where everybody may put something.
+    let metadata = directory.symlink_metadata().ok()?;
+    if !metadata.is_dir() || !is_own(&metadata) {
+        return None;
+    }
+    Some(std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect())
+}
+
+fn is_ours(metadata: &Metadata) -> bool {
+    metadata.is_file() && is_own(metadata)
+}
+
+/// Whether nobody else can write there, or read.
+fn is_own(metadata: &Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0
+}
+
+/// The name of a start's copy.
+pub(super) fn file_name(id: TaskId, fence: i64) -> String {
+    format!("{id}-{fence}.log")
 }
 
 /// Without the end of a character that has lost its beginning.
@@ -240,7 +265,7 @@ mod tests {
     fn bytes_become_text_wherever_they_are_cut() {
         let bytes = b"a\xc3\xa9\xff\x00\xe2\x82\xac\xe2\x82";
         for at in 0..bytes.len() {
-            let mut tail = Tail::new(Path::new("/nonexistent"), "p", ID, 1);
+            let mut tail = Tail::new(None);
             tail.push(&bytes[..at]);
             tail.push(&bytes[at..]);
             tail.finish();
@@ -252,16 +277,15 @@ mod tests {
     #[test]
     fn the_copy_holds_the_end_and_is_gone_with_the_log() {
         let folder = tempfile::tempdir().expect("there is room");
-        let mut tail = Tail::new(folder.path(), "p", ID, -3);
-        let path = folder.path().join("millhand-task-p-7--3.log");
+        let path = folder.path().join(file_name(ID, -3));
+        let mut tail = Tail::new(Some(path.clone()));
         assert!(!path.exists(), "nothing was written");
         for n in 0..30_000 {
             tail.push(format!("{n}é\n").as_bytes());
             if n % 1000 == 0 {
-                let remains = Remains::read(&path, "p").expect("there is a copy");
+                let remains = Remains::read(&path).expect("there is a copy");
                 let expected = Remains { id: ID, fence: -3, text: tail.text(), size: tail.size() };
                 assert_eq!(remains, expected);
-                assert_eq!(Remains::read(&path, "q"), None);
             }
         }
         assert!(tail.text().len() > MAX_LOG - 4 && tail.text().ends_with("29999é\n"));

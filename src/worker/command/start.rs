@@ -106,12 +106,7 @@ pub(super) fn start(
         // the child.
         drop((command, progress_end));
         shared.warden.add(Pid::from_child(&child), permit.lease);
-        let log = Tail::new(
-            shared.directories.folder(),
-            &shared.identity.process,
-            context.id(),
-            context.fence(),
-        );
+        let log = Tail::new(shared.directories.log(context.id(), context.fence()));
         return Ok(watched(shared, child, mark, cgroup, progress, args, log));
     }
 }

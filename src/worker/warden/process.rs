@@ -267,11 +267,11 @@ fn settle(process: &str, deadline: Moment, logs: &mut Vec<Remains>) -> Result<()
     let mut told = false;
     loop {
         match settle_workers(&url, process, logs) {
-            Ok(0) => return Ok(()),
+            Ok(0) if logs.is_empty() => return Ok(()),
             // After the ttl anybody may sweep them.
             Ok(_) if deadline.has_passed() => return Ok(()),
             Ok(n) => {
-                if !std::mem::replace(&mut told, true) {
+                if n > 0 && !std::mem::replace(&mut told, true) {
                     log::warn!("{n} workers cannot be settled yet; trying again");
                 }
             }
@@ -291,11 +291,11 @@ fn settle_workers(url: &str, process: &str, logs: &mut Vec<Remains>) -> Result<u
     client.batch_execute("SET lock_timeout = '2s'; SET statement_timeout = '5s'").map_err(fail)?;
     // First, so that whoever waits for the end finds them. A log is no reason to be late.
     for log in std::mem::take(logs) {
-        if let Err(error) = store_remains(&mut client, &log) {
-            log::warn!("{}", error::chain(&error));
-            if client.is_closed() {
-                logs.push(log);
-            }
+        match store_remains(&mut client, &log) {
+            Ok(true) => {}
+            Ok(false) => logs.push(log),
+            Err(error) if error.is_unavailable() => logs.push(log),
+            Err(error) => log::warn!("{}", error::chain(&error)),
         }
     }
     let workers = client
