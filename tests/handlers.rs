@@ -255,7 +255,7 @@ fn a_user_that_cannot_be_is_refused_at_the_start() {
     let database = Database::new();
     let handlers = "[handlers.x]\ncommand = [\"true\"]\nuser = \"no-such-user\"";
     let workshop = Workshop::new(&database, handlers);
-    let said = run(&mut workshop.millhand(["worker", "--burst"]));
+    let said = run(&mut workshop.millhand(["worker", "--burst", "-q"]));
     let message = "millhand: handler `x`: there is no user `no-such-user` on this machine; add it, \
                    or name another\n";
     assert_eq!((said.code, said.stderr.as_str()), (Some(2), message));
@@ -269,7 +269,12 @@ fn a_user_that_cannot_be_is_refused_at_the_start() {
     open_to_all(&workshop);
     workshop.configure("[handlers.x]\ncommand = [\"true\"]\nuser = \"root\"");
     let mut command = std::process::Command::new(&program);
-    command.arg("worker").arg("--config").arg(workshop.config_file()).uid(65534).gid(65534);
+    command
+        .args(["worker", "-q"])
+        .arg("--config")
+        .arg(workshop.config_file())
+        .uid(65534)
+        .gid(65534);
     let said = run(command.env("MILLHAND_DATABASE_URL", database.url()).current_dir("/"));
     let message = "millhand: handler `x`: only a worker that is root can run commands as `root`; \
                    start it as root, or as that user\n";

@@ -150,7 +150,7 @@ fn the_check_tells_and_changes_nothing() {
 #[test]
 fn a_database_of_another_encoding_is_refused() {
     let database = Database::of_encoding("SQL_ASCII");
-    for args in [&["migrate"][..], &["worker"], &["worker", "--type", "pulpcore"]] {
+    for args in [&["migrate"][..], &["worker", "-qq"], &["worker", "-qq", "--type", "pulpcore"]] {
         let said = run(millhand(args).env("MILLHAND_DATABASE_URL", database.url()));
         assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
         assert_eq!(said.stderr.lines().count(), 1, "{said:?}");
