@@ -36,6 +36,8 @@ pub struct WorkerInfo {
     pub heartbeat_age: f64,
     /// Whether that is less than its ttl.
     pub online: bool,
+    /// Whether it leaves housekeeping to others.
+    pub auxiliary: bool,
     /// The task that it runs.
     pub task: Option<TaskId>,
     /// That task's name.
@@ -95,6 +97,7 @@ fn worker_from_row(row: &postgres::Row) -> Result<WorkerInfo, postgres::Error> {
         last_heartbeat: row.try_get::<_, Moment>("last_heartbeat")?.0,
         heartbeat_age: row.try_get("heartbeat_age")?,
         online: row.try_get("online")?,
+        auxiliary: row.try_get("auxiliary")?,
         task: row.try_get::<_, Option<i64>>("task")?.map(TaskId),
         task_name: row.try_get("task_name")?,
     })

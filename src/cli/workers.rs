@@ -48,8 +48,11 @@ fn row(worker: &WorkerInfo) -> Vec<(String, Option<Colour>)> {
         (Some(id), Some(name)) => format!("{id} {}", short(name)),
         _ => "-".to_owned(),
     };
-    let (state, colour) =
-        if worker.online { ("online", Colour::Green) } else { ("missing", Colour::Red) };
+    let (state, colour) = match (worker.online, worker.auxiliary) {
+        (true, false) => ("online", Colour::Green),
+        (true, true) => ("online, auxiliary", Colour::Green),
+        (false, _) => ("missing", Colour::Red),
+    };
     vec![
         (worker.id.to_string(), None),
         (short(&worker.name), None),

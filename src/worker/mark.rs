@@ -154,8 +154,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) fn groups(process: &str) -> impl Iterator<Item = Pid> {
     let process = number(process);
     processes()
-        // In this order: the other look costs more.
-        .filter(|(pid, _)| rustix::process::getpgid(Some(*pid)) == Ok(*pid))
+        // In this order: the other look costs more. (Threads of the kernel have group 0,
+        // which rustix takes for impossible.)
+        .filter(|(pid, folder)| group_of(folder) == Some(pid.as_raw_nonzero().get()))
         .filter(move |(_, folder)| Mark::in_folder(folder).is_some_and(|it| it.process == process))
         .map(|(pid, _)| pid)
 }
@@ -194,6 +195,10 @@ fn processes() -> impl Iterator<Item = (Pid, PathBuf)> {
 fn stat(folder: &Path) -> Option<String> {
     let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
     stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())
+}
+
+fn group_of(folder: &Path) -> Option<i32> {
+    stat(folder)?.split_whitespace().nth(2)?.parse().ok()
 }
 
 /// Whether it can still do anything. One whose first thread has ended looks dead while
