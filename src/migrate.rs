@@ -159,11 +159,12 @@ pub fn migrate(client: &mut Client) -> Result<Vec<i32>, Error> {
 }
 
 fn apply_all(client: &mut Client) -> Result<Vec<i32>, Error> {
-    let fail = |error| {
-        Error::postgres(
-            "could not migrate; nothing was changed (who keeps a table locked is in pg_locks)",
-            error,
-        )
+    let fail = |error: postgres::Error| {
+        let doing = match error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            true => "could not migrate, as somebody keeps a table locked (see pg_locks)",
+            false => "could not migrate",
+        };
+        Error::postgres(&format!("{doing}; nothing was changed"), error)
     };
     let mut transaction = client.transaction().map_err(fail)?;
     transaction

@@ -493,7 +493,7 @@ fn settings_that_are_wrong_are_named() {
     let path = folder.path().join("millhand.toml");
     let with_config = |text: &str| {
         fs::write(&path, text).unwrap();
-        run(millhand(["status", "--config"]).arg(&path))
+        run(millhand(["config", "check", "--config"]).arg(&path))
     };
     let place = path.display();
     let said = with_config("databas_url = 'x'");

@@ -292,4 +292,34 @@ mod tests {
         drop(tail);
         assert!(!path.exists());
     }
+
+    /// In a folder where everybody may put something.
+    #[test]
+    fn what_is_no_file_of_ours_is_neither_read_nor_waited_for() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let folder = tempfile::tempdir().expect("there is room");
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, [0; 64]).expect("there is room");
+        let kept = lock_path(folder.path(), "p");
+        std::fs::create_dir(&kept).expect("there is room");
+        let set_mode = |path: &Path, mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, mode).expect("it is ours");
+        };
+        set_mode(&kept, 0o700);
+        let fifo = kept.join(file_name(ID, 1));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).expect("it is new");
+        symlink(&secret, kept.join(file_name(ID, 2))).expect("it is new");
+        std::fs::write(kept.join(file_name(ID, 3)), [0; 64]).expect("there is room");
+        assert_eq!(logs_of("p", folder.path(), Unread::new()), []);
+
+        let path = kept.join(file_name(ID, 4));
+        let mut tail = Tail::new(Some(path));
+        tail.push(b"said");
+        let logs = logs_of("p", folder.path(), Unread::new());
+        assert_eq!(logs, [Remains { id: ID, fence: 4, text: "said".to_owned(), size: 4 }]);
+        set_mode(&kept, 0o755);
+        assert_eq!(logs_of("p", folder.path(), Unread::new()), [], "others may enter");
+    }
 }

@@ -111,6 +111,7 @@ impl BackEnd for PostgresBackEnd {
             worker,
             name: name.to_owned(),
             has_joined: false,
+            has_found_nothing_to_mend: false,
             is_read_only: false,
         }))
     }
@@ -185,6 +186,8 @@ struct PostgresClaims<'a> {
     has_joined: bool,
     /// Whether the server said that it is read-only.
     is_read_only: bool,
+    /// Whether the last turn failed because of a list of names, and none was wrong.
+    has_found_nothing_to_mend: bool,
 }
 
 impl PostgresClaims<'_> {
@@ -236,6 +239,7 @@ impl PostgresClaims<'_> {
                 return Err(self.refused(&doing, error));
             }
         };
+        self.has_found_nothing_to_mend = false;
         if row.get::<_, Option<bool>>("owned") == Some(false) {
             return Ok(None);
         }
@@ -265,11 +269,16 @@ impl PostgresClaims<'_> {
         if error.code() == Some(&SqlState::ARRAY_SUBSCRIPT_ERROR) {
             // One task's list of resources is none, and no look can go past it.
             let mend = include_str!("../../../sql/queries/mend_names.sql");
-            if let Ok(row) = self.client.query_one(mend, &[])
-                && row.get::<_, i64>(0) > 0
-            {
-                log::warn!("a task's resources were no list of names; they are one now");
-                return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+            if let Ok(row) = self.client.query_one(mend, &[]) {
+                let is_mended = row.get::<_, i64>(0) > 0;
+                if is_mended {
+                    log::warn!("a task's resources were no list of names; they are one now");
+                }
+                // Another worker may have mended it since this turn failed; twice in a row
+                // that is not the reason.
+                if is_mended || !std::mem::replace(&mut self.has_found_nothing_to_mend, true) {
+                    return Error::Unavailable { doing: doing.to_owned(), source: error.into() };
+                }
             }
         }
         Error::postgres(doing, error)
